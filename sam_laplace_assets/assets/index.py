@@ -1,0 +1,57 @@
+"""training_index: a row a (sample, prompt set), pointing at everything that a row of training is made of."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from sam_laplace_assets.assets.config import FORCE, Overrides
+from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
+from sam_laplace_assets.partitions import splits
+from sam_laplace_assets.settings import load_settings
+from sam_laplace_assets.storage.index import PART, SCHEMA, summarise
+from sam_laplace_assets.storage.manifest import Manifest
+from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.sam import SamCache
+
+
+class IndexConfig(Overrides):
+    """Launchpad fields of training_index."""
+
+    force: bool = FORCE
+
+
+@dg.asset(partitions_def=splits, io_manager_key="index_io", group_name="features", code_version="1", kinds={"table"})
+def training_index(
+    context: dg.AssetExecutionContext, config: IndexConfig, manifest: Manifest, sam_cache: SamCache
+) -> Plan:
+    """The rows of one split that a head can learn from, in the order of the pack."""
+    project = Project.of(load_settings())
+    return plan_training_index(manifest, sam_cache, project, force=config.force)
+
+
+def plan_training_index(manifest: Manifest, cache: SamCache, project: Project, *, force: bool = False) -> Plan:
+    """One table, made again when any of its rows differs."""
+    frame = pd.DataFrame(_rows(manifest, cache, project), columns=SCHEMA.names)
+    complete = manifest.complete and cache.complete
+    rows_digest = digest(frame.to_dict("list"))
+    item = Item(manifest.split, {PART: digest([rows_digest, complete])}, (rows_digest, complete))
+    facts: dict[str, Any] = {name.replace("_", " "): value for name, value in summarise(frame).items()}
+    preview = frame[["sample_id", "promptset_id", "k_pairs", "image_h", "image_w"]].head(5).to_dict("records")
+    reported = Report(facts=facts, metrics=summarise(frame), tables={"first rows": preview})
+    return Plan([item], make=lambda item, parts: frame, report=lambda records: reported, unit="tables", force=force,
+                complete=complete)  # fmt: skip
+
+
+def _rows(manifest: Manifest, cache: SamCache, project: Project) -> Iterator[dict[str, Any]]:
+    folder = project.relative(cache.folder)
+    taken = ("sample_id", "safe_id", "image_path", "image_h", "image_w", "mask_path", "image_digest", "mask_digest")
+    for sample in manifest:
+        if sample.key not in cache.records:
+            continue
+        shared = {name: sample.row[name] for name in taken} | {"split": manifest.split}
+        for one in cache.sets(sample.key):
+            arrays = {f"{name}_path": f"{folder}/{one.path(name)}" for name in one.sha256}
+            sums = {f"{name}_sha256": value for name, value in one.sha256.items()}
+            yield shared | arrays | sums | {"promptset_id": one.promptset_id, "k_pairs": one.k_pairs}

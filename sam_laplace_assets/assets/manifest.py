@@ -1,0 +1,133 @@
+"""all_samples and manifest: what was found on disk, and which split it belongs to."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sam_laplace_assets.assets.config import FORCE, Overrides
+from sam_laplace_assets.assets.splitting import assign_base_splits, refuse_content_of_other_splits
+from sam_laplace_assets.domain.manifest import PARTITION_ROLES
+from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
+from sam_laplace_assets.partitions import known_splits, register_splits, require_split, splits
+from sam_laplace_assets.settings import DataSettings, Settings, load_settings
+from sam_laplace_assets.storage import files, images
+from sam_laplace_assets.storage.manifest import AllSamples, Row, read_row, read_rows
+from sam_laplace_assets.storage.project import Project, SplitRoots, roots_of
+
+ROWS_VERSION = "1"
+ROW = "row"
+
+
+class ScanConfig(Overrides):
+    """Launchpad fields of all_samples."""
+
+    force: bool = FORCE
+    resplit: bool = Field(False, description="forget which split each sample was given, and draw all splits anew")
+
+
+class ManifestConfig(Overrides):
+    """Launchpad fields of manifest."""
+
+    force: bool = FORCE
+
+
+@dg.asset(io_manager_key="all_samples_io", group_name="data", code_version="1", kinds={"table"})
+def all_samples(context: dg.AssetExecutionContext, config: ScanConfig) -> Plan:
+    """Every file below the base roots: samples with their split, refused files with the reason."""
+    settings = load_settings()
+    register_splits(known_splits(settings.data), context.instance)
+    return plan_all_samples(settings, force=config.force, resplit=config.resplit)
+
+
+@dg.asset(partitions_def=splits, io_manager_key="manifest_io", group_name="data", code_version="1", kinds={"table"})
+def manifest(context: dg.AssetExecutionContext, config: ManifestConfig, all_samples: AllSamples) -> Plan:
+    """The samples of one split: its share of the base roots, or its own folder."""
+    settings = load_settings()
+    split = require_split(context.partition_key, settings.data)
+    if split in PARTITION_ROLES:
+        return plan_base_manifest(all_samples, split, force=config.force)
+    return plan_named_manifest(settings, split, force=config.force)
+
+
+def plan_all_samples(settings: Settings, *, force: bool = False, resplit: bool = False) -> Plan:
+    """Read what was not read yet, then give new samples their splits."""
+    roots = SplitRoots(settings.data.images_root, settings.data.masks_root)
+    place = Project.of(settings).manifests
+
+    def assign(rows: Sequence[Row], kept: Mapping[str, Any]) -> Any:
+        return assign_base_splits(rows, {} if resplit else kept, settings.data, place)
+
+    basis = digest([settings.data.group_by, files.signature(*filter(None, [settings.data.splits_file]))])
+    return plan_scan(roots, settings.data, force=force or resplit, basis=basis, finish=assign,
+                     report=lambda records: report_rows(read_rows(place, "all_samples")))  # fmt: skip
+
+
+def plan_named_manifest(settings: Settings, split: str, *, force: bool = False) -> Plan:
+    """Scan a named split's own folder."""
+    place = Project.of(settings).manifests
+
+    def assign(rows: Sequence[Row], kept: Mapping[str, Any]) -> Any:
+        named = [{**row, "split": split} for row in rows]
+        return refuse_content_of_other_splits(named, split, place), kept
+
+    return plan_scan(roots_of(settings.data, split), settings.data, force=force, finish=assign,
+                     report=lambda records: report_rows(read_rows(place, split)))  # fmt: skip
+
+
+def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = False) -> Plan:
+    """Take a base split's rows from all samples."""
+    rows = [row for row in everything.rows if row["valid"] and row["split"] == split]
+    if not rows:
+        valid = sum(bool(row["valid"]) for row in everything.rows)
+        raise dg.Failure(
+            f"Split {split!r} has no samples: {valid} valid samples in all are too few for it, or data.splits_file "
+            "gives it none. Add samples, then materialise all_samples again.",
+            allow_retries=False,
+        )
+    items = [Item(str(row["safe_id"]), {ROW: digest(row)}, row) for row in rows]
+    return Plan(items, make=lambda item, parts: item.source, report=lambda records: report_rows(rows), force=force,
+                complete=everything.complete)  # fmt: skip
+
+
+def plan_scan(
+    roots: SplitRoots, data: DataSettings, *, force: bool, basis: str = "", finish: Any, report: Any
+) -> Plan:
+    """A row for each file pair below two roots; files whose size and time are known are not read again."""
+    found = images.list_samples(
+        roots.images_root, roots.masks_root, images_key=roots.images_key, masks_key=roots.masks_key
+    )
+    items = [Item(f"{one.image_path}|{one.mask_path}", {ROW: _looks(one, roots)}, one) for one in found]
+
+    def make(item: Item, parts: frozenset[str]) -> dict[str, Any]:
+        return read_row(item.source, images_root=roots.images_root, masks_root=roots.masks_root)
+
+    return Plan(items, make=make, finish=finish, report=report, unit="files", force=force, basis=basis,
+                max_failed_fraction=data.max_failed_fraction)  # fmt: skip
+
+
+def _looks(found: images.Found, roots: SplitRoots) -> str:
+    """What decides whether a pair is read again: names, sizes, times and what the listing says of it."""
+    sides = ((roots.images_root, found.image_path), (roots.masks_root, found.mask_path))
+    seen = [files.signature(Path(root) / path) for root, path in sides if path is not None]
+    return digest([seen, found.sample_id, found.reason, ROWS_VERSION])
+
+
+def report_rows(rows: Sequence[Row]) -> Report:
+    """Counts, split sizes, a table by class and a table of the refused."""
+    refused = [row for row in rows if not row["valid"]]
+    sizes = Counter(str(row["split"]) for row in rows if row["valid"])
+    counts = {"valid": len(rows) - len(refused), "invalid": len(refused)}
+    counts |= {f"samples in {split}": sizes[split] for split in sorted(sizes)}
+    invalid = [{"file": row["image_path"] or row["mask_path"], "reason": row["reason"]} for row in refused]
+    return Report(facts=counts, metrics=counts, tables={"by class": _by_class(rows), "invalid samples": invalid})
+
+
+def _by_class(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    counts = Counter((str(row["class"]), str(row["split"]) if row["valid"] else "invalid") for row in rows)
+    columns = sorted({column for _, column in counts})
+    return [{"class": name} | {column: counts[name, column] for column in columns}
+            for name in sorted({name for name, _ in counts})]  # fmt: skip

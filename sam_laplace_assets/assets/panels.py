@@ -1,0 +1,78 @@
+"""sanity_panels: image, mask, SAM's mask and logits, and the two maps, side by side, to be looked at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sam_laplace_assets.assets.config import FORCE, Overrides
+from sam_laplace_assets.assets.pictures import contact_sheet, draw_panels
+from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
+from sam_laplace_assets.partitions import splits
+from sam_laplace_assets.settings import load_settings
+from sam_laplace_assets.storage.manifest import Manifest, Sample
+from sam_laplace_assets.storage.panels import PART
+from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.sam import CachedSet, SamCache, read_array
+
+PANELS_VERSION = "1"
+SHOWN = 6
+
+
+class PanelConfig(Overrides):
+    """Launchpad fields of sanity_panels."""
+
+    force: bool = FORCE
+    n: int = Field(8, ge=1, description="how many samples to draw")
+
+
+@dataclass(frozen=True)
+class PanelSource:
+    """One sample with one of its cached prompt sets."""
+
+    sample: Sample
+    cached: CachedSet
+    folder: Path
+
+
+@dg.asset(partitions_def=splits, io_manager_key="panels_io", group_name="features", code_version="1", kinds={"png"})
+def sanity_panels(
+    context: dg.AssetExecutionContext, config: PanelConfig, manifest: Manifest, sam_cache: SamCache
+) -> Plan:
+    """Six panels for a few samples of one split: what training will see, before hours are spent on it."""
+    folder = Project.of(load_settings()).panels(context.partition_key)
+    return plan_panels(manifest, sam_cache, folder, n=config.n, force=config.force)
+
+
+def plan_panels(manifest: Manifest, cache: SamCache, folder: Path, *, n: int, force: bool = False) -> Plan:
+    """`n` samples spread over the split, a prompt set each, in turn."""
+    cached = [sample for sample in manifest if sample.key in cache.records]
+    chosen = cached[:: max(len(cached) // n, 1)][:n]
+    items = [_item(sample, cache, at) for at, sample in enumerate(chosen)]
+    return Plan(items, make=lambda item, parts: draw(item.source), unit="panels", force=force,
+                report=lambda records: report(items, folder))  # fmt: skip
+
+
+def _item(sample: Sample, cache: SamCache, at: int) -> Item:
+    sets = list(cache.sets(sample.key))
+    one = sets[at % len(sets)]
+    made_from = digest([dict(one.sha256), sample.row["image_digest"], sample.row["mask_digest"], PANELS_VERSION])
+    return Item(f"{sample.key}_{one.promptset_id:04d}", {PART: made_from}, PanelSource(sample, one, cache.folder))
+
+
+def draw(source: PanelSource) -> bytes:
+    """The six panels of one sample as PNG."""
+    arrays = {name: read_array(source.folder / source.cached.path(name), sha256=sha256)
+              for name, sha256 in source.cached.sha256.items()}  # fmt: skip
+    title = f"{source.sample.sample_id}, prompt set {source.cached.promptset_id}, {source.cached.k_pairs} pairs"
+    return draw_panels(source.sample.image(), source.sample.mask(), arrays, title=title)
+
+
+def report(items: Sequence[Item], folder: Path) -> Report:
+    """The first panels as one picture."""
+    shown = [(folder / f"{item.key}.png").read_bytes() for item in items[:SHOWN]]
+    facts: dict[str, Any] = {"panels": len(items), "folder": str(folder)}
+    return Report(facts=facts, pictures={"panels": contact_sheet(shown)} if shown else {})

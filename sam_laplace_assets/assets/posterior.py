@@ -1,0 +1,131 @@
+"""laplace_posterior: a Laplace posterior on the last layer of one head."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sam_laplace_assets.assets.config import Overrides
+from sam_laplace_assets.assets.head import run_name
+from sam_laplace_assets.assets.pictures import draw_prior_search
+from sam_laplace_assets.domain.plan import Item, Plan, Registered, Report, digest
+from sam_laplace_assets.partitions import require_training_split, training_splits
+from sam_laplace_assets.resources.tracking import model_names
+from sam_laplace_assets.settings import LaplaceSettings, Settings, load_settings
+from sam_laplace_assets.storage.head import HeadRun
+from sam_laplace_assets.storage.pack import Pack
+from sam_laplace_assets.storage.posterior import CONFIG, META, PART, STATE, FittedPosterior, PosteriorRun
+from sam_laplace_assets.storage.project import Project
+
+POSTERIOR_VERSION = "1"
+LIBRARIES = ("torch", "laplace-torch", "numpy")
+
+
+class PosteriorConfig(Overrides):
+    """Launchpad fields of laplace_posterior."""
+
+    label: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]*$", description="a word in the run's id")
+    approx: str | None = Field(None, description="structure of the posterior: diagonal or full")
+    prior_precision_grid: list[float] | None = Field(None, description="prior precisions to choose from")
+    likelihood_temperature: float | None = Field(None, gt=0, description="temperature of the likelihood")
+
+
+@dg.asset(
+    partitions_def=training_splits, io_manager_key="posterior_io", group_name="uncertainty", code_version="1",
+    pool="gpu", kinds={"pytorch"}, ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
+)  # fmt: skip
+def laplace_posterior(
+    context: dg.AssetExecutionContext, config: PosteriorConfig, head_checkpoint: HeadRun, hdf5_pack: Pack,
+    validation_pack: Pack,
+) -> Plan:  # fmt: skip
+    """A Laplace posterior on the head's last layer, its prior precision chosen by validation NLL."""
+    settings = load_settings()
+    split = require_training_split(context.partition_key, settings.data)
+    return plan_posterior(split, head_checkpoint, hdf5_pack, validation_pack, settings, config)
+
+
+def plan_posterior(
+    split: str, head: HeadRun, pack: Pack, validation: Pack, settings: Settings, config: PosteriorConfig
+) -> Plan:
+    """One run, named after the head's bytes, the packs and the settings."""
+    laplace = config.over(settings.laplace)
+    made_from = {"head_sha256": head.best_sha256, "pack": pack.data_version, "validation_pack": validation.data_version,
+                 "laplace": laplace.model_dump(), "logit_clip": settings.training.logit_clip,
+                 "version": POSTERIOR_VERSION}  # fmt: skip
+    item = Item(run_name(split, config.label, digest(made_from)), {PART: digest(made_from)})
+
+    def make(item: Item, parts: frozenset[str]) -> FittedPosterior:
+        return fit(split, head, pack, validation, settings, laplace)
+
+    return Plan([item], make=make, finish=config.given(), unit="posteriors",
+                report=lambda records: report(item, settings))  # fmt: skip
+
+
+def fit(
+    split: str, head: HeadRun, pack: Pack, validation: Pack, settings: Settings, laplace: LaplaceSettings
+) -> FittedPosterior:
+    """Curvature in one pass over the pack, prior precision in one pass over validation."""
+    from sam_laplace_assets.domain.curvature import fit_curvature, resolve_temperature
+    from sam_laplace_assets.domain.head import restore_head
+    from sam_laplace_assets.domain.posterior import build_laplace
+    from sam_laplace_assets.domain.prior import tune_prior_precision
+    from sam_laplace_assets.domain.sam import resolve_device
+
+    network = restore_head(head.weights())
+    training = settings.training
+    passes: dict[str, Any] = {"logit_clip": training.logit_clip, "batch_size": training.batch_size,
+                              "device": resolve_device(settings.sam.device)}  # fmt: skip
+    rows, judged = (one.rows(memory_budget=training.memory_budget) for one in (pack, validation))
+    curvature = fit_curvature(network, rows, target_layer=laplace.target_layer, approx=laplace.approx, **passes)
+    temperature = resolve_temperature(curvature, laplace.likelihood_temperature)
+    search = tune_prior_precision(network, curvature, judged, prior_precision_grid=laplace.prior_precision_grid,
+                                  temperature=temperature, **passes)  # fmt: skip
+    posterior = build_laplace(network, curvature, prior_precision=search.chosen, temperature=temperature)
+    meta = {
+        "training_split": split, "head": {"run_id": head.run_id, "sha256": head.best_sha256},
+        "packs": {"train": pack.data_version, "validation": validation.data_version},
+        "likelihood": "Bernoulli per pixel", "target_layer": laplace.target_layer, "approx": laplace.approx,
+        "parameters": len(posterior.mean), "logit_clip": training.logit_clip,
+        "prior_precision": search.chosen, "prior_search": asdict(search), "warnings": warnings_of(search),
+        "likelihood_temperature": {"setting": laplace.likelihood_temperature, "value": temperature},
+        "counts": {"images": curvature.n_images, "rows": curvature.n_rows, "pixels": curvature.n_pixels},
+        "train_nll_per_pixel": curvature.nll / curvature.n_pixels,
+        "log_marginal_likelihood": float(posterior.log_marginal_likelihood()),
+        "dead_parameters": int((curvature.hessian.reshape(len(posterior.mean), -1).abs().sum(1) == 0).sum()),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }  # fmt: skip
+    return FittedPosterior(posterior.state_dict(), laplace.model_dump(), meta)
+
+
+def warnings_of(search: Any) -> list[str]:
+    """What a reader should know of the choice of the prior precision."""
+    if search.flat:
+        return ["The prior precision is not identified: validation NLL is the same over the whole grid, so the largest "
+                "one was taken."]  # fmt: skip
+    if search.at_edge:
+        return [f"The chosen prior precision {search.chosen:g} is at the edge of the grid: extend it."]
+    return []
+
+
+def report(item: Item, settings: Settings) -> Report:
+    """The search as table and curve, and the posterior as a version of the registered model."""
+    run = PosteriorRun.open(Project.of(settings).posteriors / f"run_{item.key}")
+    search: Mapping[str, Any] = run.meta["prior_search"]
+    table = [{"prior precision": precision, "validation NLL": nll}
+             for precision, nll in zip(search["grid"], search["val_nll"], strict=True)]  # fmt: skip
+    picture = draw_prior_search(search["grid"], search["val_nll"], map_nll=search["map_nll"], chosen=search["chosen"])
+    facts = {"run": item.key, "head": run.meta["head"]["run_id"], "prior precision": search["chosen"],
+             "validation NLL": min(search["val_nll"]), "validation NLL of the head": search["map_nll"],
+             "temperature": run.meta["likelihood_temperature"]["value"],
+             "warnings": " ".join(run.meta["warnings"]) or "none"}  # fmt: skip
+    metrics = {"prior_precision": search["chosen"], "val_nll": min(search["val_nll"]), "val_nll_map": search["map_nll"],
+               "log_marginal_likelihood": run.meta["log_marginal_likelihood"]}  # fmt: skip
+    metrics |= {f"val_nll_at_{row['prior precision']:g}": row["validation NLL"] for row in table}
+    return Report(
+        facts=facts, params=settings.laplace.model_dump(), metrics=metrics, tables={"prior precision": table},
+        pictures={"prior search": picture}, model=Registered(model_names(settings.mlflow)["posterior"], item.key),
+        files={name: (run.folder / name).read_bytes() for name in (STATE, CONFIG, META)},
+    )  # fmt: skip

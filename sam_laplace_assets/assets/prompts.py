@@ -1,0 +1,92 @@
+"""prompt_sets: points on and beside the object of each sample."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sam_laplace_assets.assets.config import FORCE, LIMIT, Overrides
+from sam_laplace_assets.domain.geometry import resize_nearest
+from sam_laplace_assets.domain.manifest import check_split_key
+from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
+from sam_laplace_assets.domain.prompts import PROMPTS_VERSION, PromptSet, draw_prompt_sets
+from sam_laplace_assets.partitions import splits
+from sam_laplace_assets.settings import PromptSettings, load_settings
+from sam_laplace_assets.storage.manifest import Manifest, Sample
+from sam_laplace_assets.storage.prompts import PART
+
+
+class PromptConfig(Overrides):
+    """Launchpad fields of prompt_sets."""
+
+    force: bool = FORCE
+    limit: int | None = LIMIT
+    num_promptsets: int | None = Field(None, ge=1, description="prompt sets a sample")
+    min_pairs: int | None = Field(None, ge=1, description="fewest pairs of a positive and a negative point")
+    max_pairs: int | None = Field(None, ge=1, description="most pairs")
+    prompt_seed: int | None = Field(None, description="seed of all draws")
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """One sample, and how its prompt sets are drawn."""
+
+    sample: Sample
+    count: int
+    min_pairs: int
+    max_pairs: int
+    prompt_seed: int
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the prompt sets depend on."""
+        drawn = {key: value for key, value in asdict(self).items() if key != "sample"}
+        return {"mask_digest": self.sample.row["mask_digest"], "image_size": list(self.sample.size), **drawn,
+                "version": PROMPTS_VERSION}  # fmt: skip
+
+    def header(self) -> dict[str, Any]:
+        """What their file says beside them."""
+        height, width = self.sample.size
+        return {"sample_id": self.sample.sample_id, "image_h": height, "image_w": width, "provenance": self.provenance}
+
+
+@dg.asset(partitions_def=splits, io_manager_key="prompts_io", group_name="data", code_version="1", kinds={"json"})
+def prompt_sets(context: dg.AssetExecutionContext, config: PromptConfig, manifest: Manifest) -> Plan:
+    """Point prompts drawn from the masks of one split, the same on every machine."""
+    prompting = config.over(load_settings().prompt_generation)
+    count = config.num_promptsets or prompting.count(check_split_key(context.partition_key))
+    return plan_prompt_sets(manifest, prompting, count=count, force=config.force, limit=config.limit)
+
+
+def plan_prompt_sets(
+    manifest: Manifest, prompting: PromptSettings, *, count: int, force: bool = False, limit: int | None = None
+) -> Plan:
+    """One item a sample; its provenance leaves the image's pixels out, since points depend on the mask alone."""
+    samples = [manifest[at] for at in range(len(manifest))][:limit]
+    drawn = {"min_pairs": prompting.min_pairs, "max_pairs": prompting.max_pairs, "prompt_seed": prompting.prompt_seed}
+    sources = [PromptSource(sample, count, **drawn) for sample in samples]
+    items = [Item(source.sample.key, {PART: digest(source.provenance)}, source) for source in sources]
+    return Plan(items, make=lambda item, parts: draw(item.source), report=lambda records: report(items, records),
+                max_failed_fraction=load_settings().data.max_failed_fraction, force=force,
+                complete=manifest.complete and len(samples) == len(manifest))  # fmt: skip
+
+
+def draw(source: PromptSource) -> tuple[PromptSet, ...]:
+    """Draw the prompt sets of one sample."""
+    mask = resize_nearest(source.sample.mask(), *source.sample.size)
+    return draw_prompt_sets(mask, sample_id=source.sample.sample_id, count=source.count, min_pairs=source.min_pairs,
+                            max_pairs=source.max_pairs, prompt_seed=source.prompt_seed)  # fmt: skip
+
+
+def report(items: list[Item], records: Mapping[str, Record]) -> Report:
+    """How many prompt sets there are, by class."""
+    by_class: Counter[str] = Counter()
+    for item in items:
+        if item.key in records:
+            by_class[item.source.sample.row["class"]] += len(records[item.key].summary)
+    rows = [{"class": name, "prompt sets": by_class[name]} for name in sorted(by_class)]
+    total = by_class.total()
+    return Report(facts={"prompt sets": total}, metrics={"prompt_sets": total}, tables={"prompt sets by class": rows})

@@ -1,0 +1,50 @@
+"""DAGSTER_HOME: where runs, partitions and, by default, MLflow's database lie."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sam_laplace_assets.settings import DEMO_FOLDER, Settings, load_settings
+from sam_laplace_assets.storage import files
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def prepare_home(settings: Settings) -> Path:
+    """The absolute DAGSTER_HOME, made where it is not there, with a dagster.yaml; set for this process and its children.
+
+    It is the one that the environment names, else `.demo/dagster_home` for the demo, `dagster_home` beside the project
+    root's folder otherwise.
+    """
+    named = os.environ.get("DAGSTER_HOME")
+    home = Path(named) if named else _default_home(settings)
+    home = home.expanduser().resolve()
+    if not (home / "dagster.yaml").exists():
+        files.write_bytes(home / "dagster.yaml", shipped("dagster.yaml").read_bytes())
+    os.environ["DAGSTER_HOME"] = str(home)
+    return home
+
+
+def _default_home(settings: Settings) -> Path:
+    return Path(DEMO_FOLDER) / "dagster_home" if settings.is_demo else settings.data.project_root / "dagster_home"
+
+
+def shipped(name: str) -> Path:
+    """A file of the repository: that of the working directory, else that beside the package."""
+    for folder in (Path.cwd(), REPOSITORY):
+        if (folder / name).exists():
+            return folder / name
+    raise click.ClickException(f"{name} is neither in {Path.cwd()} nor in {REPOSITORY}. Run this in a clone.")
+
+
+def open_instance() -> "dg.DagsterInstance":
+    """The Dagster instance of the settings in force."""
+    import dagster as dg
+
+    prepare_home(load_settings())
+    return dg.DagsterInstance.get()

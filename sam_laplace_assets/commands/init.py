@@ -1,0 +1,72 @@
+"""`sam-laplace init`: a settings file to start from."""
+
+from pathlib import Path
+
+import click
+
+from sam_laplace_assets.storage import files
+
+TEMPLATE = """\
+# Settings of sam_laplace_assets. Relative paths are relative to this file's folder.
+
+data:
+  images_root: images          # <class>/<stem>.jpg, .jpeg or .png, nested as you like
+  masks_root: masks            # <class>/<stem>.npy (2-D, foreground > 0) or .png
+  project_root: project        # all outputs are written here
+  splits_root: splits          # named splits: <splits_root>/test-underwater/{images,masks}
+  split_seed: 123
+  # group_by: "^[^/]+/(patient\\d+)"   # what must stay in one split: a regular expression, or file.csv:column
+  # splits_file: official.csv         # an official split: columns sample_id, split
+  # max_failed_fraction: 0.0          # how many samples may fail before an asset does
+
+prompt_generation:
+  num_promptsets_train: 10     # prompt sets a sample
+  num_promptsets_val: 4
+  num_promptsets_test: 4
+  min_pairs: 1                 # a pair is one positive and one negative point
+  max_pairs: 10
+  prompt_seed: 777
+  gaussian_sigma: 8            # of the point maps, pixels at 256x256
+
+sam:
+  checkpoint: sam_vit_h_4b8939.pth   # of the model type below
+  model_type: vit_h            # vit_h | vit_l | vit_b | toy
+  device: auto                 # auto | cuda | cpu
+
+head:
+  channels_in: 3
+  hidden_channels: 16
+
+training:
+  batch_size: 8
+  num_epochs: 30
+  lr: 0.001
+  weight_decay: 0.0001
+  dice_lambda: 0.5
+  num_workers: 8
+  amp: true                    # mixed precision, where there is a GPU
+  early_stop_patience: 5
+  logit_clip: 20.0
+  seed: 0
+
+laplace:
+  target_layer: final_conv
+  approx: diagonal             # diagonal | full
+  prior_precision_grid: [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0]
+  likelihood_temperature: 1.0  # a number, or image_cluster
+
+mlflow:
+  enabled: true
+  experiment: laplace-head-sam
+  # tracking_uri: http://mlflow.example.org   # default: SQLite in DAGSTER_HOME
+
+storage:
+  table_format: parquet        # parquet | csv
+"""
+
+
+def write_settings(path: Path) -> None:
+    """Write the template; a file that is there is never overwritten."""
+    if path.exists():
+        raise click.ClickException(f"{path} is there already. Move it away, or name another file.")
+    files.write_bytes(path, TEMPLATE.encode())

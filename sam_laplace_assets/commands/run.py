@@ -1,0 +1,29 @@
+"""`sam-laplace run`: make what is missing or out of date."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+
+def make_missing(
+    instance: "dg.DagsterInstance", splits: Sequence[str], assets: Sequence[str], tell: Callable[[str], None]
+) -> list[str]:
+    """Refresh some splits and assets, and say what was done."""
+    from sam_laplace_assets.headless import RunFailed, refresh
+
+    started = time.monotonic()
+    try:
+        ran = refresh(instance, splits=splits, assets=assets, tell=tell)
+    except (RunFailed, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    seconds = time.monotonic() - started
+    if ran:
+        tell(f"Made {len(ran)} asset partitions in {seconds:.0f} s.")
+    else:
+        tell(f"Nothing is missing or out of date; no step was launched ({seconds:.1f} s).")
+    return ran

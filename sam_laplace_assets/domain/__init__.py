@@ -1,0 +1,1 @@
+"""Pure NumPy and PyTorch: what is computed, without files, orchestration or tracking."""

@@ -1,0 +1,99 @@
+"""The head's last layer, a 1x1 convolution: its weights, its inputs, and every row of a pack on its way through it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sam_laplace_assets.domain.head import frozen_copy, head_inputs
+from sam_laplace_assets.domain.pack import Progress, Rows, batches
+
+
+@dataclass(frozen=True)
+class RowPass:
+    """One row on its way through the head; batch size 1 is kept.
+
+    Attributes:
+        row: its number.
+        inputs: (1, 3, H, W) float32, clipped.
+        features: (1, C, H, W) inputs of the last layer.
+        logits: (1, H, W) its outputs.
+        masks: (1, H, W) bool.
+    """
+
+    row: int
+    inputs: Tensor
+    features: Tensor
+    logits: Tensor
+    masks: Tensor
+
+
+def last_layer(head: nn.Module, target_layer: str) -> nn.Conv2d:
+    """The layer of that name, if it is one that the posterior can be put on."""
+    try:
+        layer = head.get_submodule(target_layer)
+    except AttributeError:
+        names = [name for name, _ in head.named_children()]
+        raise ValueError(
+            f"The head has no layer {target_layer!r}, only {names}. Set laplace.target_layer to one of them."
+        ) from None
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.out_channels != 1 or layer.bias is None:
+        raise ValueError(
+            f"Layer {target_layer!r} is {layer}. The posterior needs a 1x1 convolution to one channel with a bias: "
+            "set laplace.target_layer to final_conv."
+        )
+    return layer
+
+
+def last_layer_weights(head: nn.Module, *, target_layer: str) -> Tensor:
+    """(P,) float64 on the CPU: the weights, then the bias; a copy."""
+    return nn.utils.parameters_to_vector(last_layer(head, target_layer).parameters()).detach().double().cpu()
+
+
+def features_and_logits(head: nn.Module, x: Tensor, *, target_layer: str) -> tuple[Tensor, Tensor]:
+    """Inputs (B, C, H, W) and outputs (B, H, W) of the last layer for head inputs (B, 3, H, W)."""
+    captured: list[Tensor] = []
+    layer = last_layer(head, target_layer)
+    handle = layer.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    try:
+        logits = head(x)[:, 0]
+    finally:
+        handle.remove()
+    return captured[0], logits
+
+
+def row_passes(
+    head: nn.Module,
+    rows: Rows,
+    *,
+    target_layer: str,
+    logit_clip: float,
+    batch_size: int,
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> Iterator[RowPass]:
+    """Every row of a pack through a frozen copy of the head, one at a time: feature maps of a row fit a CPU's cache."""
+    head = frozen_copy(head, device=device)
+    for batch in batches(rows, batch_size=batch_size):
+        stored, masks = batch.inputs.to(device), batch.masks.to(device)
+        inputs = head_inputs(stored, logit_clip=logit_clip)
+        for i, row in enumerate(batch.rows):
+            x = inputs[i : i + 1]
+            features, logits = features_and_logits(head, x, target_layer=target_layer)
+            yield RowPass(int(row), x, features, logits, masks[i : i + 1])
+        if progress is not None:
+            progress(int(batch.rows[-1]) + 1, len(rows))
+
+
+def jacobian(features: Tensor) -> Tensor:
+    """Derivative of each pixel's logit by the last layer's parameters: its features, then 1.
+
+    Args:
+        features: (B, C, H, W).
+
+    Returns:
+        (P, B * H * W) float64.
+    """
+    flat = features.movedim(1, 0).flatten(1).double()
+    return torch.cat([flat, flat.new_ones(1, flat.shape[1])])

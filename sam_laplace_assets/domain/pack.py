@@ -1,0 +1,122 @@
+"""Rows of a pack: the one way in which training, fitting and scoring read them.
+
+A row is one prompt set of one image: what SAM said, where the points are, and the mask that would have been right.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Progress = Callable[[int, int], None]
+"""Called with (rows done, rows in all)."""
+
+READ_AHEAD = 2
+
+
+class Rows(Protocol):
+    """N rows that can be read in any order; a pack on disk and arrays in memory look alike."""
+
+    @property
+    def images(self) -> npt.NDArray[np.int64]:
+        """(N,) int64, which image (sample) each row belongs to."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Inputs and masks of some rows, as stored.
+
+        Args:
+            rows: (B,) int64 row numbers, ascending.
+
+        Returns:
+            (B, 3, H, W) float16 [logits, pos_map, neg_map] and (B, H, W) bool masks; H = W = 256 in a pack.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryRows:
+    """Rows that are tensors in memory.
+
+    Attributes:
+        inputs: (N, 3, H, W) float16 [logits, pos_map, neg_map].
+        masks: (N, H, W) bool.
+        images: (N,) int64, which image each row belongs to.
+    """
+
+    inputs: Tensor
+    masks: Tensor
+    images: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n, _, height, width = self.inputs.shape
+        if self.masks.shape != (n, height, width) or self.images.shape != (n,):
+            raise ValueError(
+                f"Rows do not fit together: inputs {tuple(self.inputs.shape)}, masks {tuple(self.masks.shape)}, "
+                f"images {self.images.shape}. Give (N, 3, H, W), (N, H, W) and (N,)."
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        index = torch.from_numpy(rows)
+        return self.inputs[index], self.masks[index]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows that were read together: their numbers (B,), inputs (B, 3, H, W) and masks (B, H, W)."""
+
+    rows: npt.NDArray[np.int64]
+    inputs: Tensor
+    masks: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(self.rows, self.inputs.to(device, non_blocking=True), self.masks.to(device, non_blocking=True))
+
+
+def batches(rows: Rows, *, batch_size: int, order: npt.NDArray[np.int64] | None = None) -> Iterator[Batch]:
+    """Every row once, in batches; the next ones are read by a thread while the caller works on this one.
+
+    Args:
+        rows: N of them.
+        batch_size: rows in a batch; the last batch holds what is left.
+        order: (N,) which rows share a batch. Inside a batch they ascend, as storage likes it. None: 0, 1, 2...
+
+    Yields:
+        Batches whose masks are bool and whose inputs are finite; anything else is a ValueError that names the row.
+    """
+    order = np.arange(len(rows)) if order is None else order
+    chunks = [np.sort(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:
+        ahead: deque[Future[Batch]] = deque(reader.submit(_read, rows, chunk) for chunk in chunks[:READ_AHEAD])
+        for chunk in [*chunks[READ_AHEAD:], *[None] * len(ahead)]:
+            batch = ahead.popleft().result()
+            if chunk is not None:
+                ahead.append(reader.submit(_read, rows, chunk))
+            yield batch
+
+
+def _read(rows: Rows, chunk: npt.NDArray[np.int64]) -> Batch:
+    batch = Batch(chunk, *rows.read(chunk))
+    if batch.masks.dtype != torch.bool:
+        raise ValueError(f"Masks of a pack must be bool, found {batch.masks.dtype}. Threshold them before packing.")
+    # A sum is finite only if all of its terms are, and is 20 times faster than isfinite on float16.
+    broken = ~torch.isfinite(batch.inputs.flatten(1).sum(1, dtype=torch.float32))
+    if broken.any():
+        row = int(chunk[int(broken.nonzero()[0])])
+        raise ValueError(
+            f"Row {row} (image {int(rows.images[row])}) holds NaN or infinite inputs. "
+            "Compute its SAM outputs again, or drop it from the pack."
+        )
+    return batch

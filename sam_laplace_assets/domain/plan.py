@@ -1,0 +1,184 @@
+"""What an asset wants to be there: items, the provenance of their parts, and how one is made."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, as 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that should be there, with the provenance that each of its parts must have.
+
+    Attributes:
+        key: a plain file name, unique in its partition.
+        parts: part -> digest of the provenance it has when it is made from today's inputs.
+        source: whatever `make` needs to know about it.
+    """
+
+    key: str
+    parts: Mapping[str, str]
+    source: Any = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of an item that is there.
+
+    Attributes:
+        parts: part -> digest of the provenance it was made with.
+        contents: part -> digest of what it holds; equal content, equal digest.
+        summary: JSON facts about it that the next asset needs without opening its files.
+    """
+
+    parts: Mapping[str, str]
+    contents: Mapping[str, str]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def lacks(self, item: Item) -> frozenset[str]:
+        """The parts of `item` that are not there, or were made from something else."""
+        return frozenset(part for part, wanted in item.parts.items() if self.parts.get(part) != wanted)
+
+    def of(self, item: Item) -> "Record":
+        """This record without the parts that `item` does not have."""
+        if self.parts.keys() == item.parts.keys():
+            return self
+        parts, contents = ({key: of[key] for key in item.parts if key in of} for of in (self.parts, self.contents))
+        return Record(parts, contents, self.summary)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a reader wants to see of a materialisation, for the UI and for tracking alike.
+
+    Attributes:
+        facts: name -> text or number.
+        params: name -> setting that it was made with.
+        metrics: name -> number to be tracked.
+        tables: name -> rows, dicts with the same keys.
+        pictures: name -> PNG file.
+        files: name -> file to be kept with the tracked run.
+        model: registered model that `files` are a version of, if they are one.
+        champion: registered version that carries the alias `champion` from now on.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    model: "Registered | None" = None
+    champion: "Registered | None" = None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model: the model's name, and the run of ours that made the version."""
+
+    name: str
+    run_id: str
+
+
+def _one(item: Item, parts: frozenset[str]) -> int:
+    return 1
+
+
+def _nothing(records: Mapping[str, Record]) -> Report:
+    return Report()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Items that are independent of each other.
+
+    Attributes:
+        items: all that should be there, in order.
+        make: makes the named parts of one item; what it returns goes to the store.
+        basis: digest of what the partition as a whole depends on, beside its items.
+        finish: what the store should know beside the items, such as how rows become a table.
+        report: what a reader wants to see of the records, beside the counts.
+        unit: what an item's parts are counted as, for progress ("prompt sets").
+        weight: how many of those units some parts of an item are.
+        failed: item key -> why it cannot be made, found while planning.
+        max_failed_fraction: how many items may fail before the asset does.
+        force: make everything again.
+        complete: whether these are all items; a trial with `limit` is not.
+    """
+
+    items: Sequence[Item]
+    make: Callable[[Item, frozenset[str]], Any]
+    basis: str = ""
+    finish: Any = None
+    report: Callable[[Mapping[str, Record]], Report] = _nothing
+    unit: str = "samples"
+    weight: Callable[[Item, frozenset[str]], int] = _one
+    failed: Mapping[str, str] = field(default_factory=dict)
+    max_failed_fraction: float = 0.0
+    force: bool = False
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Course:
+    """One item that is made in steps, each of which can be gone on from.
+
+    Attributes:
+        item: what should be there in the end.
+        steps: from a saved state (None at the start) to the states that follow; the last one is the end.
+        save: a state as the store takes it.
+        restore: a state from what the store gives back.
+        step: how many steps a state is from the start.
+        follow: what a reader wants to see of one state, as it happens.
+        finish: what the store should know beside the states.
+        report: what a reader wants to see of the whole.
+        total: how many steps there are at most.
+    """
+
+    item: Item
+    steps: Callable[[Any], Iterator[Any]]
+    save: Callable[[Any], Mapping[str, Any]]
+    restore: Callable[[Mapping[str, Any]], Any]
+    step: Callable[[Any], int]
+    follow: Callable[[Any], Report]
+    total: int
+    basis: str = ""
+    finish: Any = None
+    report: Callable[[Mapping[str, Record]], Report] = _nothing
+    complete: bool = True
+    force: bool = False
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """The one item."""
+        return (self.item,)
+
+
+def missing(plan: Plan | Course, records: Mapping[str, Record]) -> list[tuple[Item, frozenset[str]]]:
+    """The items of a plan that must be made, each with the parts that are missing or stale."""
+    if plan.force:
+        return [(item, frozenset(item.parts)) for item in plan.items]
+    lacking = ((item, lacks(records.get(item.key), item)) for item in plan.items)
+    return [(item, parts) for item, parts in lacking if parts]
+
+
+def lacks(record: Record | None, item: Item) -> frozenset[str]:
+    """The parts of `item` that `record` does not have."""
+    return frozenset(item.parts) if record is None else record.lacks(item)
+
+
+def data_version(plan: Plan | Course, records: Mapping[str, Record]) -> str:
+    """Digest over the content of a plan's items: equal content, equal version."""
+    there = (item for item in plan.items if item.key in records)
+    return digest([plan.basis, *([item.key, *_contents(records[item.key], item)] for item in there)])
+
+
+def _contents(record: Record, item: Item) -> list[str]:
+    return [record.contents[part] for part in sorted(item.parts) if part in record.contents]

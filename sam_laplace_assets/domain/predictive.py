@@ -1,0 +1,78 @@
+"""What the posterior says about a mask: each pixel's logit as a normal distribution, and its probit approximation."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sam_laplace_assets.domain.last_layer import features_and_logits, jacobian
+from sam_laplace_assets.domain.metrics import binary_nll, row_means
+from sam_laplace_assets.domain.posterior import refuse_foreign
+
+if TYPE_CHECKING:
+    from sam_laplace_assets.domain.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """The distribution of each pixel's logit.
+
+    Attributes:
+        mean: (B, H, W) float32, the logits at the MAP weights.
+        variance: (B, H, W) float32, squared logits.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, H, W) logits of `probabilities`; the same sign as the mean."""
+        return probit_logits(self.mean, self.variance)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(B, H, W) sigmoid averaged over the posterior, by the probit approximation."""
+        return torch.sigmoid(self.logits)
+
+    def nll(self, masks: Tensor) -> Tensor:
+        """Negative log-likelihood of masks (B, H, W) bool in nats, a mean over pixels: (B,) float64."""
+        return row_means(binary_nll(self.logits, masks))
+
+
+def probit_logits(mean: Tensor, variance: Tensor) -> Tensor:
+    """Logit of E[sigmoid(f)] for f normal with this mean and variance: mean / sqrt(1 + pi / 8 variance)."""
+    return mean / (1 + math.pi / 8 * variance).sqrt()
+
+
+def predict(laplace: "Posterior", head: nn.Module, x: Tensor) -> Predictive:
+    """Mean and variance of the logits under the posterior.
+
+    Args:
+        laplace: a posterior of this head; another's is refused.
+        head: in evaluation mode, on x's device.
+        x: (B, 3, H, W) float32, as `head_inputs` makes it.
+    """
+    target_layer = laplace.model.target_layer
+    refuse_foreign(laplace.mean, head, target_layer=target_layer)
+    with torch.no_grad():
+        features, logits = features_and_logits(head, x, target_layer=target_layer)
+        return Predictive(logits, logit_variance(laplace, features))
+
+
+def logit_variance(laplace: "Posterior", features: Tensor) -> Tensor:
+    """Variance of each pixel's logit, J^T P^-1 J, never negative.
+
+    Args:
+        laplace: a posterior with scale S, S S^T = P^-1: the variance is |S^T J|^2.
+        features: (B, C, H, W) inputs of the last layer.
+
+    Returns:
+        (B, H, W) float32, computed in float64.
+    """
+    scale: Tensor = laplace.posterior_scale.to(features.device)
+    J = jacobian(features)
+    whitened = scale[:, None] * J if scale.ndim == 1 else scale.T @ J
+    return whitened.square().sum(0).reshape(features[:, 0].shape).float()

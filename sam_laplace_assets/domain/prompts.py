@@ -1,0 +1,124 @@
+"""Point prompts drawn from a mask, and the Gaussian maps that stand for them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_laplace_assets.domain.geometry import LOW_RES
+
+PROMPTS_VERSION = "1"
+MAPS_VERSION = "1"
+
+Point = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Points given to SAM together.
+
+    Attributes:
+        promptset_id: number of the set within its sample, from 0.
+        pos: (x, y) on the object, in original pixels.
+        neg: (x, y) outside it.
+    """
+
+    promptset_id: int
+    pos: tuple[Point, ...]
+    neg: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if self.promptset_id < 0:
+            raise ValueError(f"Prompt set {self.promptset_id} has a negative number: count from 0.")
+        points = (*self.pos, *self.neg)
+        if not points:
+            raise ValueError(f"Prompt set {self.promptset_id} has no points: give one at least.")
+        if any(len(point) != 2 or min(point) < 0 for point in points):
+            raise ValueError(f"Prompt set {self.promptset_id} has points that are not (x, y) from (0, 0): {points}.")
+
+    @property
+    def k_pairs(self) -> int:
+        """Pairs of a positive and a negative point; drawn sets have nothing else."""
+        return min(len(self.pos), len(self.neg))
+
+
+def draw_prompt_sets(
+    mask: NDArray[np.bool_], *, sample_id: str, count: int, min_pairs: int, max_pairs: int, prompt_seed: int
+) -> tuple[PromptSet, ...]:
+    """Prompt sets of one sample: k positive and k negative points, k uniform, pixels uniform without replacement.
+
+    Each set has its own stream, from the seed, the sample and its number, so that another sample's or set's coming or
+    going changes nothing. A mask too small for `max_pairs` is refused whatever k would have come up.
+
+    Args:
+        mask: (H, W) bool, in original pixels.
+        sample_id: "<class>/<stem>".
+        count: sets to draw.
+        min_pairs: least k.
+        max_pairs: largest k.
+        prompt_seed: seed of all prompts.
+    """
+    if not 1 <= min_pairs <= max_pairs or count < 0:
+        raise ValueError(
+            f"Cannot draw {count} prompt sets of {min_pairs} to {max_pairs} pairs: "
+            "min_pairs must be 1 or more, max_pairs no less, and the count not negative."
+        )
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise ValueError(f"The mask of {sample_id} is {mask.dtype} of shape {mask.shape}: give a bool (H, W) array.")
+    on, off = np.flatnonzero(mask), np.flatnonzero(~mask)
+    _require_pixels(on, max_pairs, f"on the object of {sample_id}")
+    _require_pixels(off, max_pairs, f"outside the object of {sample_id}")
+    sets = []
+    for index in range(count):
+        stream = _stream(prompt_seed, sample_id, index)
+        k = int(stream.integers(min_pairs, max_pairs, endpoint=True))
+        pos, neg = (_draw(pixels, k, stream, mask.shape[1]) for pixels in (on, off))
+        sets.append(PromptSet(index, pos, neg))
+    return tuple(sets)
+
+
+def _require_pixels(pixels: NDArray[np.intp], needed: int, where: str) -> None:
+    if pixels.size < needed:
+        raise ValueError(
+            f"Cannot draw {needed} points {where}: its mask has {pixels.size} such pixels. "
+            "Lower max_pairs or drop this mask."
+        )
+
+
+def _stream(prompt_seed: int, sample_id: str, index: int) -> np.random.Generator:
+    """Random stream of one prompt set, the same in every process and on every machine."""
+    name = json.dumps([prompt_seed, sample_id, index]).encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest(), "big"))
+
+
+def _draw(pixels: NDArray[np.intp], k: int, stream: np.random.Generator, width: int) -> tuple[Point, ...]:
+    """`k` distinct (x, y) among flat pixel indices of an image `width` pixels wide."""
+    chosen = pixels[stream.choice(pixels.size, size=k, replace=False)]
+    return tuple((int(flat % width), int(flat // width)) for flat in chosen)
+
+
+def gaussian_map(points: NDArray[Any], *, sigma: float, size: int = LOW_RES) -> NDArray[np.float16]:
+    """Gaussians of height 1 around points, summed over the points and clamped to [0, 1].
+
+    exp(-(dx^2 + dy^2) / 2 sigma^2) is a product of a column and a row, so the sum over points is a matrix product.
+
+    Args:
+        points: (K, 2) float64, (x, y) in low-res pixels; no points give a map of zeros.
+        sigma: standard deviation, in low-res pixels.
+        size: side of the map.
+
+    Returns:
+        (size, size) float16.
+    """
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    if not (np.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"Cannot draw Gaussians of gaussian_sigma {sigma}: it must be above 0.")
+    if not np.isfinite(points).all():
+        raise ValueError(f"Cannot draw Gaussians around points that are not finite: {points.tolist()}.")
+    offsets = np.arange(size, dtype=np.float64) - points.T[:, :, None]
+    columns, rows = np.exp(-np.square(offsets) / (2 * sigma**2))
+    summed: NDArray[np.float64] = rows.T @ columns
+    return np.minimum(summed, 1.0).astype(np.float16)

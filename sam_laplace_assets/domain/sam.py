@@ -1,0 +1,316 @@
+"""Frozen SAM: one pass of the encoder an image, then what it answers to prompt sets at 256x256."""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_laplace_assets.domain.geometry import LOW_RES, resampling_matrices
+from sam_laplace_assets.domain.prompts import PromptSet
+
+if TYPE_CHECKING:
+    import torch
+    from segment_anything.modeling import Sam
+
+SAM_VERSION = "1"
+MODEL_TYPES = ("vit_h", "vit_l", "vit_b", "toy")
+
+_PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
+_WIDTHS = {"vit_h": 1280, "vit_l": 1024, "vit_b": 768, "toy": 160}
+_SAVE_WEIGHTS = "Save `model.state_dict()` alone and set sam.checkpoint to that."
+_UNPICKLING_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError
+)  # fmt: skip  # what bytes that are no checkpoint were seen to raise, and what an unpickler may
+
+
+class CheckpointRefused(ValueError):
+    """A file that does not hold the weights of the SAM it was given for."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the encoder made of one image.
+
+    Attributes:
+        features: (1, C, h, w) float32, on the model's device.
+        original_size: (H, W) of the image, in pixels.
+        input_size: (H, W) of the image in SAM's padded input, in pixels.
+    """
+
+    features: "torch.Tensor"
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 4 or self.features.shape[0] != 1:
+            raise ValueError(f"An image embedding is (1, C, h, w), not {tuple(self.features.shape)}: give one image's.")
+
+
+@dataclass(frozen=True)
+class SamAnswer:
+    """What SAM says to one prompt set.
+
+    Attributes:
+        logits_256: (256, 256) float16 mask logits of the chosen branch.
+        branch: index of the branch with the highest predicted IoU, the first of equals.
+        predicted_ious: the IoU that SAM predicts for each branch.
+    """
+
+    logits_256: NDArray[np.float16]
+    branch: int
+    predicted_ious: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.logits_256.shape != (LOW_RES, LOW_RES) or self.logits_256.dtype != np.float16:
+            found = f"{self.logits_256.dtype} of shape {self.logits_256.shape}"
+            raise ValueError(f"SAM's logits are float16 of shape ({LOW_RES}, {LOW_RES}), not {found}.")
+        if not np.isfinite(self.logits_256).all():
+            raise ValueError("SAM's logits are not finite: the checkpoint's weights may be damaged; fetch it again.")
+        if self.branch != int(np.argmax(self.predicted_ious)):
+            raise ValueError(f"Branch {self.branch} is not the first of highest IoU in {self.predicted_ious}.")
+
+
+class FrozenSam:
+    """A SAM that is asked, never trained.
+
+    Its definition is `SamPredictor`: the same branch, and logits within 0.02 of its full-size ones resized to 256x256.
+    Prompt sets of one size share a call of the decoder, and only the chosen branch is postprocessed. A set answered
+    alone or among others may differ in the last bits of float32.
+
+    Args:
+        model: is put into evaluation mode and frozen, where it is.
+    """
+
+    def __init__(self, model: "Sam") -> None:
+        import torch
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        self._model = model.eval().requires_grad_(False)
+        self._transform = ResizeLongestSide(model.image_encoder.img_size)
+        with torch.no_grad():
+            self._dense_pe = model.prompt_encoder.get_dense_pe()
+
+    @property
+    def image_size(self) -> int:
+        """Side of SAM's padded input, in pixels."""
+        return int(self._model.image_encoder.img_size)
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the model's weights are."""
+        device: torch.device = self._model.device
+        return device
+
+    def embed(self, image: NDArray[np.uint8]) -> Embedding:
+        """Embedding of one image, bit for bit that of `SamPredictor.set_image`.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+        """
+        import torch
+
+        height, width = self._input_size(image)
+        resized = self._transform.apply_image(image)
+        channels_first = torch.as_tensor(resized, device=self.device).permute(2, 0, 1).contiguous()[None]
+        with torch.no_grad():
+            features = self._model.image_encoder(self._model.preprocess(channels_first))
+        return Embedding(features, (image.shape[0], image.shape[1]), (height, width))
+
+    def _input_size(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"SAM takes (H, W, 3) uint8 RGB images, not {image.dtype} of shape {image.shape}.")
+        height, width = self._transform.get_preprocess_shape(*image.shape[:2], self.image_size)
+        if min(height, width) < 1:
+            raise ValueError(
+                f"An image of {image.shape[0]} x {image.shape[1]} pixels (H x W) is too thin for SAM: at a longest "
+                f"side of {self.image_size} nothing is left of the other. Crop it or drop it."
+            )
+        return height, width
+
+    def answer(self, embedding: Embedding, prompt_sets: Sequence[PromptSet], *, max_batch: int = 32) -> list[SamAnswer]:
+        """What SAM says to each prompt set, in their order.
+
+        Args:
+            embedding: of the image that the points lie on.
+            prompt_sets: any number; only their points count.
+            max_batch: prompt sets in one call of the decoder at most, for memory's sake.
+        """
+        for prompt_set in prompt_sets:
+            _require_inside(prompt_set, embedding.original_size)
+        answers: dict[int, SamAnswer] = {}
+        for batch in _batches(prompt_sets, max_batch):
+            answers |= zip(batch, self._answer_batch(embedding, [prompt_sets[i] for i in batch]), strict=True)
+        return [answers[i] for i in range(len(prompt_sets))]
+
+    def _answer_batch(self, embedding: Embedding, prompt_sets: Sequence[PromptSet]) -> list[SamAnswer]:
+        """Answers to prompt sets of one number of points."""
+        low_res, ious = self._decode(embedding, prompt_sets)
+        predicted = ious.cpu().numpy()
+        branches = predicted.argmax(axis=1)
+        logits = self._postprocess(low_res[range(len(prompt_sets)), branches.tolist()], embedding)
+        return [
+            SamAnswer(one, int(branch), tuple(float(iou) for iou in row))
+            for one, branch, row in zip(logits, branches, predicted, strict=True)
+        ]
+
+    def _decode(self, embedding: Embedding, prompt_sets: Sequence[PromptSet]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Mask logits (B, 3, h, w) and predicted IoUs (B, 3) of the three branches, for B prompt sets."""
+        import torch
+
+        coords = np.array([(*one.pos, *one.neg) for one in prompt_sets])
+        coords = self._transform.apply_coords(coords, embedding.original_size)
+        labels = np.array([[1] * len(one.pos) + [0] * len(one.neg) for one in prompt_sets])
+        points = (
+            torch.as_tensor(coords, dtype=torch.float, device=self.device),
+            torch.as_tensor(labels, dtype=torch.int, device=self.device),
+        )
+        with torch.no_grad():
+            sparse, dense = self._model.prompt_encoder(points=points, boxes=None, masks=None)
+            low_res, ious = self._model.mask_decoder(
+                image_embeddings=embedding.features,
+                image_pe=self._dense_pe,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+        return low_res, ious
+
+    def _postprocess(self, low_res: "torch.Tensor", embedding: Embedding) -> NDArray[np.float16]:
+        """(B, h, w) logits of the decoder as (B, 256, 256) float16 logits over the original image."""
+        import torch
+
+        to_rows, to_columns = resampling_matrices(
+            low_res=low_res.shape[-1],
+            image_size=self.image_size,
+            input_size=embedding.input_size,
+            original_size=embedding.original_size,
+        )
+        logits = to_rows.to(low_res.device) @ low_res @ to_columns.to(low_res.device).T
+        return logits.to(torch.float16).cpu().numpy()
+
+
+def _require_inside(prompt_set: PromptSet, original_size: tuple[int, int]) -> None:
+    height, width = original_size
+    outside = [(x, y) for x, y in (*prompt_set.pos, *prompt_set.neg) if x >= width or y >= height]
+    if outside:
+        raise ValueError(
+            f"Prompt set {prompt_set.promptset_id} has points outside an image of {height} x {width} pixels (H x W), "
+            f"such as (x, y) = {outside[0]}: draw its prompts again."
+        )
+
+
+def _batches(prompt_sets: Sequence[PromptSet], max_batch: int) -> Iterator[list[int]]:
+    """Places of prompt sets with equally many points, `max_batch` at a time: padding would change the answers."""
+    by_points: dict[int, list[int]] = {}
+    for place, one in enumerate(prompt_sets):
+        by_points.setdefault(len(one.pos) + len(one.neg), []).append(place)
+    for places in by_points.values():
+        for start in range(0, len(places), max_batch):
+            yield places[start : start + max_batch]
+
+
+def resolve_device(device: str) -> "torch.device":
+    """PyTorch device of a setting: auto is a GPU where there is one.
+
+    Raises:
+        ValueError: the GPU asked for is not there, or the word is unknown.
+    """
+    import torch
+
+    if device not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"Device {device!r} is not known: set device to auto, cuda or cpu.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device: cuda was asked for, but PyTorch sees no GPU here. Set device to auto or cpu, or check the GPU's "
+            "driver and that PyTorch is a CUDA build."
+        )
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_model(model_type: str) -> "Sam":
+    """SAM of a model type, with whatever weights it is born with."""
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"Model type {model_type!r} is not known: set sam.model_type to {', '.join(MODEL_TYPES)}.")
+    if model_type == "toy":
+        from sam_laplace_assets.demo.toy_sam import build_toy_sam
+
+        return build_toy_sam()
+    from segment_anything import sam_model_registry
+
+    return sam_model_registry[model_type](checkpoint=None)
+
+
+def load_frozen_sam(model_type: str, checkpoint: Path, *, device: "str | torch.device") -> FrozenSam:
+    """SAM with the weights of a checkpoint, as float32.
+
+    The model is laid out without memory first, so that no random weights are drawn only to be replaced.
+
+    Args:
+        model_type: one of `MODEL_TYPES`.
+        checkpoint: a state dict saved by PyTorch, in any float precision.
+        device: where it shall compute: what `resolve_device` takes, or a PyTorch device.
+
+    Raises:
+        CheckpointRefused: the file is absent, unreadable, more than plain weights, or of another model.
+    """
+    import torch
+
+    target = resolve_device(device) if isinstance(device, str) else device
+    with torch.device("meta"):
+        model = build_model(model_type)
+    weights = read_weights(checkpoint)
+    _require_fit(weights, model.state_dict(), model_type, checkpoint)
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+    return FrozenSam(model.to(target))
+
+
+def read_weights(checkpoint: Path) -> "dict[str, torch.Tensor]":
+    """State dict of a checkpoint, on the CPU; nothing but tensors is unpickled."""
+    import torch
+
+    if not checkpoint.is_file():
+        found = "it is a folder" if checkpoint.is_dir() else "there is no such file"
+        raise CheckpointRefused(f"Cannot load {checkpoint}: {found}. Set sam.checkpoint to a file of SAM's weights.")
+    try:
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=False)
+    except _UNPICKLING_ERRORS as error:
+        raise CheckpointRefused(f"Cannot load {checkpoint}: {_why_unreadable(checkpoint, error)}") from error
+    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        keys = f" of {', '.join(map(str, list(weights)[:5]))}" if isinstance(weights, dict) else ""
+        found = f"a {type(weights).__name__}{keys}"
+        raise CheckpointRefused(f"Cannot load {checkpoint}: it holds {found}, not a state dict. {_SAVE_WEIGHTS}")
+    return dict(weights)
+
+
+def _why_unreadable(checkpoint: Path, error: Exception) -> str:
+    """Objects beside the weights, or no whole file of PyTorch's: only its unpickler's words tell the two apart."""
+    if "GLOBAL" in str(error) or "TorchScript" in str(error):
+        return f"it holds pickled objects, which could run code, not plain weights. {_SAVE_WEIGHTS}"
+    size = checkpoint.stat().st_size
+    return f"it is cut short or no PyTorch file, at {size:,} bytes. Fetch it again and compare its size or SHA-256."
+
+
+def _require_fit(
+    weights: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", model_type: str, checkpoint: Path
+) -> None:
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys(), key=str)
+    reshaped = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
+    if missing or unexpected or reshaped:
+        examples = ", ".join(str(name) for name in (*reshaped[:1], *missing[:1], *unexpected[:1]))
+        raise CheckpointRefused(
+            f"{checkpoint} does not fit model type {model_type}: {len(missing)} weights are missing, {len(unexpected)} "
+            f"unexpected and {len(reshaped)} of another shape, such as {examples}. {_advice(weights, model_type)}"
+        )
+
+
+def _advice(weights: "dict[str, torch.Tensor]", model_type: str) -> str:
+    """Which model type the width of the patch embedding speaks for."""
+    width = weights[_PATCH_EMBEDDING].shape[0] if _PATCH_EMBEDDING in weights else None
+    fitting = [name for name, its_width in _WIDTHS.items() if its_width == width and name != model_type]
+    if fitting:
+        return f"Its patch embedding is {width} wide, as that of {fitting[0]}: set sam.model_type to {fitting[0]}."
+    return f"Use weights of the original Segment Anything, one of {', '.join(MODEL_TYPES)}."

@@ -1,0 +1,133 @@
+"""What is out of date: the one answer for `run`, `plan`, and whatever refreshes by itself.
+
+An asset says what it wants by the same function that Dagster calls, its store says what is there, and their difference
+is what is stale. So nothing is stale that a run would leave alone, and nothing fresh that it would make again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from sam_laplace_assets.assets.graph import ASSETS
+from sam_laplace_assets.domain.plan import Plan, missing
+from sam_laplace_assets.io_managers import IO_MANAGERS, StoreIOManager
+from sam_laplace_assets.partitions import splits
+from sam_laplace_assets.resources.sam import SamResource
+from sam_laplace_assets.settings import Settings
+from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.store import NotMade
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How one partition of one asset stands.
+
+    Attributes:
+        asset: name of the asset.
+        partition: its split, or empty.
+        wanted: units that should be there.
+        lacking: units that are missing or stale.
+        unit: what is counted.
+        why: what a run would do, or what it waits for; empty if nothing.
+    """
+
+    asset: str
+    partition: str
+    wanted: int = 0
+    lacking: int = 0
+    unit: str = "items"
+    why: str = ""
+
+    @property
+    def current(self) -> bool:
+        """Whether a run would change nothing."""
+        return not self.why
+
+    @property
+    def name(self) -> str:
+        """`sam_cache[train]`, or `champion`."""
+        return f"{self.asset}[{self.partition}]" if self.partition else self.asset
+
+
+def look(asset: dg.AssetsDefinition, partition: str, settings: Settings, instance: dg.DagsterInstance) -> Freshness:
+    """Compare what one partition of an asset should hold with what is there."""
+    name = asset.key.to_user_string()
+    try:
+        plan = wanted_plan(asset, partition, settings, instance)
+    except (NotMade, dg.Failure) as reason:
+        return Freshness(name, partition, why=f"waits: {getattr(reason, 'description', None) or reason}")
+    store = _io_manager(asset).store(Project.of(settings), partition)
+    records = store.records(plan.items)
+    todo = missing(plan, records)
+    count = plan.weight if isinstance(plan, Plan) else lambda item, parts: 1
+    wanted = sum(count(item, frozenset(item.parts)) for item in plan.items) + len(getattr(plan, "failed", ()))
+    lacking = sum(count(*task) for task in todo) + len(getattr(plan, "failed", ()))
+    unit = plan.unit if isinstance(plan, Plan) else "runs"
+    return Freshness(name, partition, wanted, lacking, unit, _why(asset, partition, lacking, unit,
+                     whole=not todo and store.finished(plan, records), instance=instance))  # fmt: skip
+
+
+def _why(
+    asset: dg.AssetsDefinition, partition: str, lacking: int, unit: str, *, whole: bool, instance: dg.DagsterInstance
+) -> str:
+    if lacking:
+        return f"{lacking} {unit} are missing or stale"
+    if not whole:
+        return "its items have changed"
+    return "" if _was_materialised(asset.key, partition, instance) else "Dagster has no record of it"
+
+
+def _was_materialised(key: dg.AssetKey, partition: str, instance: dg.DagsterInstance) -> bool:
+    if partition:
+        return partition in instance.get_materialized_partitions(key)
+    return instance.get_latest_materialization_event(key) is not None
+
+
+def wanted_plan(asset: dg.AssetsDefinition, partition: str, settings: Settings, instance: dg.DagsterInstance) -> Any:
+    """The plan that the asset's own function gives for a partition, without a run.
+
+    Raises:
+        NotMade, dagster.Failure, ValueError: what it reads is not there, or it refuses.
+    """
+    context = dg.build_asset_context(partition_key=partition or None, instance=instance)
+    function = asset.op.compute_fn.decorated_fn  # type: ignore[union-attr]
+    given = dict(_inputs(asset, partition, settings))
+    if "context" in function.__annotations__:
+        given["context"] = context
+    if "config" in function.__annotations__:
+        given["config"] = function.__annotations__["config"]()
+    if "sam" in function.__annotations__:
+        given["sam"] = SamResource()
+    return function(**given)
+
+
+def _inputs(asset: dg.AssetsDefinition, partition: str, settings: Settings) -> Iterator[tuple[str, Any]]:
+    annotated = asset.op.compute_fn.decorated_fn.__annotations__  # type: ignore[union-attr]
+    for name, key in asset.keys_by_input_name.items():
+        if name in annotated:
+            upstream = BY_KEY[key]
+            read = _upstream_partition(asset, upstream, partition)
+            yield name, _io_manager(upstream).view(settings, Project.of(settings), read)
+
+
+def _upstream_partition(asset: dg.AssetsDefinition, upstream: dg.AssetsDefinition, partition: str) -> str:
+    mapping = asset.get_partition_mapping(upstream.key)
+    if isinstance(mapping, dg.SpecificPartitionsPartitionMapping):
+        return next(iter(mapping.partition_keys))
+    return partition if upstream.partitions_def is not None else ""
+
+
+def _io_manager(asset: dg.AssetsDefinition) -> StoreIOManager:
+    return IO_MANAGERS[asset.get_io_manager_key_for_asset_key(asset.key)]
+
+
+def partitions_of(asset: dg.AssetsDefinition, keys: list[str]) -> list[str]:
+    """Which of some splits are partitions of an asset; an empty one where it has none."""
+    if asset.partitions_def is None:
+        return [""]
+    return keys if asset.partitions_def == splits else [key for key in keys if key.startswith("train")]
+
+
+BY_KEY = {asset.key: asset for asset in ASSETS}

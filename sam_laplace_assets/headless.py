@@ -1,0 +1,112 @@
+"""Making what is missing or out of date without the UI: the same jobs, on the same instance, in this process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from sam_laplace_assets.assets.graph import ASSETS
+from sam_laplace_assets.definitions import defs
+from sam_laplace_assets.freshness import Freshness, look
+from sam_laplace_assets.partitions import is_training_split, known_splits, register_splits
+from sam_laplace_assets.settings import Settings, load_settings
+
+Tell = Callable[[str], None]
+BY_NAME = {asset.key.to_user_string(): asset for asset in ASSETS}
+
+
+class RunFailed(RuntimeError):
+    """A Dagster run did not succeed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Assets that run together for one partition, each after those that it depends on."""
+
+    job: str
+    partition: str
+    assets: tuple[str, ...]
+
+
+def stages(splits: Sequence[str]) -> Iterator[Stage]:
+    """The way through the graph for some splits."""
+    yield Stage("scan", "", ("all_samples",))
+    chain = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
+    for split in splits:
+        yield Stage("prepare_split", split, chain)
+    yield Stage("name_validation_pack", "", ("validation_pack",))
+    for split in filter(is_training_split, splits):
+        yield Stage("train_and_fit", split, ("head_checkpoint", "laplace_posterior"))
+    yield Stage("choose_champion", "", ("champion",))
+
+
+def refresh(
+    instance: dg.DagsterInstance, *, splits: Sequence[str] = (), assets: Sequence[str] = (), tell: Tell
+) -> list[str]:
+    """Make what is missing or stale, stage by stage.
+
+    Args:
+        instance: where runs are recorded.
+        splits: only these; all that have data if none are named.
+        assets: only these; all if none are named.
+        tell: hears of each run before it starts.
+
+    Returns:
+        Names of the asset partitions that were run; empty if everything was current.
+
+    Raises:
+        RunFailed: a run failed; names it and the first error.
+    """
+    settings = load_settings()
+    chosen = list(splits) or known_splits(settings.data)
+    register_splits(chosen, instance)
+    ran: list[str] = []
+    for stage in stages(chosen):
+        selected = [name for name in stage.assets if not assets or name in assets]
+        stale = stale_from(stage, selected, settings, instance)
+        if stale:
+            tell(f"{_title(stage, stale)}: {stale[0].why}")
+            _run(stage, [one.asset for one in stale], instance)
+            ran += [one.name for one in stale]
+    return ran
+
+
+def stale_from(
+    stage: Stage, selected: Sequence[str], settings: Settings, instance: dg.DagsterInstance
+) -> list[Freshness]:
+    """The first stale asset of a stage and those after it: what follows is only known once that is made."""
+    for at, name in enumerate(selected):
+        first = look(BY_NAME[name], stage.partition, settings, instance)
+        if not first.current:
+            after = (Freshness(later, stage.partition, why=f"follows {name}") for later in selected[at + 1 :])
+            return [first, *after]
+    return []
+
+
+def _title(stage: Stage, stale: Sequence[Freshness]) -> str:
+    names = ", ".join(one.asset for one in stale)
+    return f"{names} of {stage.partition}" if stage.partition else names
+
+
+def _run(stage: Stage, assets: Sequence[str], instance: dg.DagsterInstance) -> None:
+    result = defs.resolve_job_def(stage.job).execute_in_process(
+        instance=instance,
+        partition_key=stage.partition or None,
+        asset_selection=[dg.AssetKey(name) for name in assets],
+        run_config={"loggers": {"plain": {}}},
+        raise_on_error=False,
+    )
+    if not result.success:
+        raise RunFailed(f"{stage.job} failed in run {result.run_id}: {_first_error(result)}")
+
+
+def _first_error(result: dg.ExecuteInProcessResult) -> str:
+    for event in result.get_step_failure_events():
+        failure = event.step_failure_data
+        data = failure.user_failure_data
+        if data is not None and data.description:
+            return str(data.description)
+        if failure.error is not None:
+            cause = failure.error.cause or failure.error
+            return str(cause.message).strip()
+    return "see its events in the UI"

@@ -1,0 +1,256 @@
+"""One base that joins what an asset wants with what its store has, and the stores of each concept."""
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any
+
+import dagster as dg
+
+from sam_laplace_assets.domain.plan import Course, Plan
+from sam_laplace_assets.reporting import LoggedProgress, metadata_of
+from sam_laplace_assets.resources.tracking import TrackedRun, TrackingResource
+from sam_laplace_assets.settings import Settings, load_settings
+from sam_laplace_assets.storage.champion import Champion, ChampionStore, require_champion
+from sam_laplace_assets.storage.head import HeadRun, HeadStore, current_run
+from sam_laplace_assets.storage.index import IndexStore, TrainingIndex, read_index
+from sam_laplace_assets.storage.manifest import AllSamples, Manifest, ManifestStore, open_manifest
+from sam_laplace_assets.storage.materialise import Outcome, TooManyFailed, materialise, run_course
+from sam_laplace_assets.storage.pack import Pack, PackStore
+from sam_laplace_assets.storage.panels import PanelStore
+from sam_laplace_assets.storage.posterior import PosteriorRun, PosteriorStore
+from sam_laplace_assets.storage.project import Project, roots_of
+from sam_laplace_assets.storage.prompts import Prompts, PromptStore
+from sam_laplace_assets.storage.sam import SamCache, SamStore
+from sam_laplace_assets.storage.store import NotMade, Store
+from sam_laplace_assets.storage.validation import ValidationStore, open_validation_pack
+
+
+class StoreIOManager(dg.ConfigurableIOManager):
+    """Stores what a plan lacks, tells its progress, tracks it, and gives the next asset a lazy view of it."""
+
+    tracking: dg.ResourceDependency[TrackingResource]
+
+    @abstractmethod
+    def store(self, project: Project, partition: str) -> Store:
+        """The store of one partition."""
+
+    @abstractmethod
+    def view(self, settings: Settings, project: Project, partition: str) -> Any:
+        """What the next asset gets to see of one partition. Raises `NotMade`."""
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """The view of the one partition that is asked for."""
+        settings = load_settings()
+        partition = _upstream_partition(context)
+        try:
+            return self.view(settings, Project.of(settings), partition)
+        except (NotMade, ValueError) as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+
+    def handle_output(self, context: dg.OutputContext, obj: Plan | Course) -> None:
+        """Make what is missing, and say what was done."""
+        settings = load_settings()
+        for warning in settings.warnings:
+            context.log.warning(warning)
+        partition = context.partition_key if context.has_partition_key else ""
+        name = asset_name(context.asset_key, partition)
+        store = self.store(Project.of(settings), partition)
+        with self.tracking.run(settings, name, _tags(context, partition)) as run:
+            outcome = _carry_out(context, obj, store, run, name)
+            report = obj.report(outcome.records)
+            run.log(replace(report, metrics=outcome.counts() | dict(report.metrics)))
+        _tell_problems(context, run)
+        context.add_output_metadata(metadata_of(outcome, report, run))
+        version = dg.DataVersion(outcome.data_version)
+        context.step_context.set_data_version(context.asset_key, version)
+
+
+def asset_name(key: dg.AssetKey, partition: str) -> str:
+    """`sam_cache[train]`, or `champion`."""
+    return f"{key.to_user_string()}[{partition}]" if partition else key.to_user_string()
+
+
+def _upstream_partition(context: dg.InputContext) -> str:
+    """The one partition that is asked for; a mapping onto several must not load."""
+    keys = list(context.asset_partition_keys) if context.has_asset_partitions else [""]
+    if len(keys) == 1:
+        return str(keys[0])
+    raise dg.Failure(f"{context.asset_key.to_user_string()} is read one partition at a time, asked for {keys}.")
+
+
+def _tags(context: dg.OutputContext, partition: str) -> dict[str, str]:
+    return {"dagster.run_id": context.run_id, "dagster.asset": context.asset_key.to_user_string(),
+            "dagster.partition": partition}  # fmt: skip
+
+
+def _carry_out(context: dg.OutputContext, plan: Plan | Course, store: Any, run: TrackedRun, name: str) -> Outcome:
+    progress = LoggedProgress(context.log, name, run)
+    try:
+        if isinstance(plan, Plan):
+            return materialise(plan, store, progress=progress)
+        return run_course(plan, store, progress=progress, step=lambda state: _follow(plan, run, state))
+    except TooManyFailed as error:
+        raise dg.Failure(f"{name}: {error}", allow_retries=False) from error
+    except (ValueError, NotMade) as error:
+        raise dg.Failure(f"{name} failed: {error}", allow_retries=False) from error
+
+
+def _follow(course: Course, run: TrackedRun, state: Any) -> None:
+    run.log(course.follow(state), step=course.step(state))
+
+
+def _tell_problems(context: dg.OutputContext, run: TrackedRun) -> None:
+    for problem in run.problems:
+        context.log.warning(f"Not tracked with MLflow, the data is stored all the same: {problem}")
+
+
+class AllSamplesIO(StoreIOManager):
+    """The table of all files that were found."""
+
+    def store(self, project: Project, partition: str) -> ManifestStore:
+        """manifests/all_samples"""
+        return ManifestStore(project.manifests, "all_samples")
+
+    def view(self, settings: Settings, project: Project, partition: str) -> AllSamples:
+        """Its rows."""
+        return AllSamples.open(project.manifests)
+
+
+class ManifestIO(StoreIOManager):
+    """Manifests of splits."""
+
+    def store(self, project: Project, partition: str) -> ManifestStore:
+        """manifests/<split>"""
+        return ManifestStore(project.manifests, partition)
+
+    def view(self, settings: Settings, project: Project, partition: str) -> Manifest:
+        """The valid samples of a split."""
+        roots = roots_of(settings.data, partition)
+        return open_manifest(project.manifests, partition, images_root=roots.images_root, masks_root=roots.masks_root)
+
+
+class PromptsIO(StoreIOManager):
+    """Prompt sets of splits."""
+
+    def store(self, project: Project, partition: str) -> PromptStore:
+        """prompt_sets/<split>/"""
+        return PromptStore(project.prompt_sets(partition))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> Prompts:
+        """The prompt sets of a split."""
+        return Prompts.open(project.prompt_sets(partition), split=partition)
+
+
+class SamIO(StoreIOManager):
+    """What SAM says of splits."""
+
+    def store(self, project: Project, partition: str) -> SamStore:
+        """sam_precompute/<split>/"""
+        return SamStore(project.sam_cache(partition))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> SamCache:
+        """The cache of a split."""
+        return SamCache.open(project.sam_cache(partition), split=partition)
+
+
+class IndexIO(StoreIOManager):
+    """Training indices."""
+
+    def store(self, project: Project, partition: str) -> IndexStore:
+        """training_data/no_image/<split>_index"""
+        return IndexStore(project.training_index(partition), project.table_format)
+
+    def view(self, settings: Settings, project: Project, partition: str) -> TrainingIndex:
+        """The rows of a split."""
+        frame, complete = read_index(project.training_index(partition), project.table_format, split=partition)
+        masks_root = roots_of(settings.data, partition).masks_root
+        return TrainingIndex(partition, frame, masks_root, project.root, complete)
+
+
+class PackIO(StoreIOManager):
+    """HDF5 packs."""
+
+    def store(self, project: Project, partition: str) -> PackStore:
+        """training_data/no_image/<split>.h5 and its shards"""
+        return PackStore(project.packs, partition)
+
+    def view(self, settings: Settings, project: Project, partition: str) -> Pack:
+        """The pack of a split, as it is now."""
+        return Pack.open(project.pack(partition))
+
+
+class ValidationIO(StoreIOManager):
+    """The pack that heads and posteriors are judged on."""
+
+    def store(self, project: Project, partition: str) -> ValidationStore:
+        """training_data/no_image/validation_pack.json"""
+        return ValidationStore(project.validation_pack)
+
+    def view(self, settings: Settings, project: Project, partition: str) -> Pack:
+        """That pack."""
+        return open_validation_pack(project.validation_pack)
+
+
+class HeadIO(StoreIOManager):
+    """Heads of training splits."""
+
+    def store(self, project: Project, partition: str) -> HeadStore:
+        """checkpoints/no_image/"""
+        return HeadStore(project.checkpoints, project.head_pointer(partition))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> HeadRun:
+        """The current head of a training split."""
+        run_id = current_run(project.head_pointer(partition), name=f"head_checkpoint[{partition}]")
+        return HeadRun.open(project.checkpoints / f"run_{run_id}")
+
+
+class PosteriorIO(StoreIOManager):
+    """Posteriors of training splits."""
+
+    def store(self, project: Project, partition: str) -> PosteriorStore:
+        """laplace/no_image/"""
+        return PosteriorStore(project.posteriors, project.posterior_pointer(partition))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> PosteriorRun:
+        """The current posterior of a training split."""
+        run_id = current_run(project.posterior_pointer(partition), name=f"laplace_posterior[{partition}]")
+        return PosteriorRun.open(project.posteriors / f"run_{run_id}")
+
+
+class ChampionIO(StoreIOManager):
+    """The title."""
+
+    def store(self, project: Project, partition: str) -> ChampionStore:
+        """laplace/no_image/champion.json and its history"""
+        return ChampionStore(project.posteriors)
+
+    def view(self, settings: Settings, project: Project, partition: str) -> Champion:
+        """Who holds it."""
+        return require_champion(project.posteriors)
+
+
+class PanelsIO(StoreIOManager):
+    """Debug panels, which nothing reads."""
+
+    def store(self, project: Project, partition: str) -> PanelStore:
+        """reports/debug_panels/<split>/"""
+        return PanelStore(project.panels(partition))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> None:
+        """Nothing."""
+
+
+TRACKING = TrackingResource()
+IO_MANAGERS: dict[str, StoreIOManager] = {
+    "all_samples_io": AllSamplesIO(tracking=TRACKING),
+    "manifest_io": ManifestIO(tracking=TRACKING),
+    "prompts_io": PromptsIO(tracking=TRACKING),
+    "sam_io": SamIO(tracking=TRACKING),
+    "panels_io": PanelsIO(tracking=TRACKING),
+    "index_io": IndexIO(tracking=TRACKING),
+    "pack_io": PackIO(tracking=TRACKING),
+    "validation_io": ValidationIO(tracking=TRACKING),
+    "head_io": HeadIO(tracking=TRACKING),
+    "posterior_io": PosteriorIO(tracking=TRACKING),
+    "champion_io": ChampionIO(tracking=TRACKING),
+}

@@ -1,0 +1,92 @@
+"""How a materialisation is told: log lines while it runs, metadata in the UI when it is done."""
+
+import base64
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from sam_laplace_assets.domain.plan import Report
+from sam_laplace_assets.resources.tracking import TrackedRun
+from sam_laplace_assets.storage.materialise import Outcome
+
+SECONDS_BETWEEN_LINES = 5.0
+UNITS_BETWEEN_LINES = 100
+PREVIEW_ROWS = 12
+
+
+class LoggedProgress:
+    """Progress as log lines, now and then, with rate and time left."""
+
+    def __init__(self, log: Any, name: str, run: TrackedRun) -> None:
+        self._log, self._name, self._run = log, name, run
+        self._started = self._told = time.monotonic()
+        self._told_units = 0
+
+    def __call__(self, done: int, failed: int, total: int, unit: str) -> None:
+        """Log a line when some seconds or units have passed since the last one, and at the end."""
+        now = time.monotonic()
+        due = now - self._told >= SECONDS_BETWEEN_LINES or done - self._told_units >= UNITS_BETWEEN_LINES
+        if not due and done < total:
+            return
+        self._told, self._told_units = now, done
+        rate = done / max(now - self._started, 1e-9)
+        left = (total - done) / rate if rate else float("inf")
+        told = f", {failed} failed" if failed else ""
+        self._log.info(f"{self._name}: {done}/{total} {unit}{told}, {rate:.1f}/s, {left:.0f} s left")
+        self._run.log(Report(metrics={"progress": done / max(total, 1), "failed": failed}), step=done)
+
+
+def metadata_of(outcome: Outcome, report: Report, run: TrackedRun) -> dict[str, Any]:
+    """What the UI shows of a materialisation."""
+    counts = outcome.counts()
+    metadata: dict[str, Any] = {f"{outcome.unit} {name}": counts[name] for name in ("made", "reused", "failed")}
+    metadata |= {"seconds": counts["seconds"], "made per second": counts["made_per_second"]}
+    metadata |= {"complete": outcome.complete} | dict(report.facts)
+    metadata |= {name: dg.MetadataValue.md(markdown_table(rows)) for name, rows in report.tables.items()}
+    metadata |= {name: dg.MetadataValue.md(_picture(name, png)) for name, png in report.pictures.items()}
+    if outcome.failed:
+        rows = [{"item": key, "reason": reason} for key, reason in outcome.failed.items()]
+        metadata["failed items"] = dg.MetadataValue.md(markdown_table(rows))
+    if run.url:
+        metadata["MLflow run"] = dg.MetadataValue.url(run.url)
+    return metadata
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The first rows as a Markdown table."""
+    if not rows:
+        return "none"
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
+    shown = [f"| {' | '.join(line)} |" for line in lines[: PREVIEW_ROWS + 2]]
+    more = len(rows) - PREVIEW_ROWS
+    return "\n".join(shown) + (f"\n\nand {more} more rows" if more > 0 else "")
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _picture(name: str, png: bytes) -> str:
+    return f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+@dg.logger(description="Messages of this package alone, as they are; for a terminal.")
+def plain_logger(context: dg.InitLoggerContext) -> logging.Logger:
+    """Prints what assets say, and errors; leaves out what the orchestrator says of itself."""
+    logger = logging.Logger("sam_laplace_assets", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    logger.addHandler(handler)
+    return logger
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        told = getattr(record, "dagster_meta", {})
+        message = str(told.get("orig_message") or record.getMessage())
+        return f"  {message}" if record.levelno < logging.WARNING else f"  {record.levelname.lower()}: {message}"

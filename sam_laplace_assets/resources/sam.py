@@ -1,0 +1,77 @@
+"""The frozen SAM that the settings name, loaded when it is first asked for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from sam_laplace_assets.settings import SamSettings
+from sam_laplace_assets.storage import files
+
+if TYPE_CHECKING:
+    from sam_laplace_assets.domain.sam import FrozenSam
+
+PRECISION = "float32"
+
+
+@dataclass(frozen=True)
+class SamModel:
+    """A checkpoint, its identity, and the model once it is needed."""
+
+    settings: SamSettings
+    digests: Path
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """The checkpoint's file; the packaged one for a toy without any."""
+        if self.settings.checkpoint is not None:
+            return self.settings.checkpoint
+        from sam_laplace_assets.demo.toy_sam import TOY_CHECKPOINT
+
+        return TOY_CHECKPOINT
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What SAM's answers depend on beside image and points."""
+        from sam_laplace_assets.domain.sam import SAM_VERSION
+
+        return {
+            "checkpoint_sha256": remembered_sha256(self.checkpoint, self.digests),
+            "model_type": self.settings.model_type, "precision": PRECISION, "version": SAM_VERSION,
+        }  # fmt: skip
+
+    @cached_property
+    def frozen(self) -> "FrozenSam":
+        """The model, on its device. Raises `CheckpointRefused`."""
+        from sam_laplace_assets.domain.sam import load_frozen_sam, resolve_device
+
+        device = resolve_device(self.settings.device)
+        return load_frozen_sam(self.settings.model_type, self.checkpoint, device=device)
+
+
+class SamResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Gives the SAM that the settings name."""
+
+    def model(self, settings: SamSettings, digests: Path) -> SamModel:
+        """That SAM, not loaded yet; `digests` remembers the SHA-256 of checkpoints."""
+        return SamModel(settings, digests)
+
+
+def remembered_sha256(path: Path, memory: Path) -> str:
+    """SHA-256 of a checkpoint, computed again only when its size or time has changed.
+
+    Raises:
+        CheckpointRefused: the file is not there.
+    """
+    now = files.signature(path)
+    if not now:
+        from sam_laplace_assets.domain.sam import CheckpointRefused
+
+        raise CheckpointRefused(f"SAM checkpoint {path} is not there. Set sam.checkpoint to a file that is.")
+    known = files.read_json(memory) if memory.exists() else {}
+    if known.get(now) is None:
+        known[now] = files.file_sha256(path)
+        files.write_json(memory, known)
+    return str(known[now])

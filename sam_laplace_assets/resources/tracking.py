@@ -1,0 +1,186 @@
+"""MLflow runs around materialisations. Tracking that is down or disabled never costs the data."""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pandas as pd
+
+from sam_laplace_assets.domain.plan import Registered, Report
+from sam_laplace_assets.settings import MlflowSettings, Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+UI_PORT = 5000
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs are tracked: a database or server, and a folder for artifacts where it is a database of ours."""
+
+    uri: str
+    artifacts: Path | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Store":
+        """The store that the settings name; else SQLite in the Dagster home, or in the project root without one."""
+        if settings.mlflow.tracking_uri is not None:
+            return cls(settings.mlflow.tracking_uri, None)
+        home = Path(os.environ.get("DAGSTER_HOME") or settings.data.project_root).resolve()
+        return cls(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts")
+
+    @property
+    def ui(self) -> str:
+        """Address of MLflow's UI."""
+        return self.uri.rstrip("/") if self.uri.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
+
+    def client(self) -> "MlflowClient":
+        """A client; the first one makes the database, one process at a time."""
+        import logging
+
+        from filelock import FileLock
+        from mlflow import MlflowClient
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        if self.artifacts is None:
+            return MlflowClient(self.uri)
+        self.artifacts.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.artifacts.parent / "mlflow.db.lock"):
+            client = MlflowClient(self.uri)
+            client.search_experiments(max_results=1)
+        return client
+
+    def experiment(self, client: "MlflowClient", name: str) -> str:
+        """Id of the experiment, which is made if it is not there."""
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None if self.artifacts is None else self.artifacts.as_uri()
+        return str(client.create_experiment(name, artifact_location=location))
+
+
+@dataclass
+class TrackedRun:
+    """One MLflow run. What cannot be tracked is kept in `problems`, and nothing more is tried after the first."""
+
+    client: "MlflowClient | None" = None
+    run_id: str = ""
+    url: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    def log(self, report: Report, *, step: int | None = None) -> None:
+        """Track a report's parameters, metrics, tables, pictures and files."""
+        self.attempt(lambda client: self._log_numbers(client, report, step))
+        if report.tables or report.pictures or report.files:
+            self.attempt(lambda client: self._log_files(client, report, step))
+        if (model := report.model) is not None:
+            self.attempt(lambda client: register(client, model, self.run_id))
+        if (champion := report.champion) is not None:
+            self.attempt(lambda client: crown(client, champion))
+
+    def attempt(self, call: Callable[["MlflowClient"], Any]) -> Any:
+        """Call MLflow; an error is noted, not raised."""
+        if self.client is None:
+            return None
+        try:
+            return call(self.client)
+        except Exception as error:
+            self.problems.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            self.client = None
+            return None
+
+    def _log_numbers(self, client: "MlflowClient", report: Report, step: int | None) -> None:
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, step or 0) for name, value in report.metrics.items()]
+        params = [Param(name, str(value)) for name, value in report.params.items()]
+        if metrics or params:
+            client.log_batch(self.run_id, metrics=metrics, params=params)
+
+    def _log_files(self, client: "MlflowClient", report: Report, step: int | None) -> None:
+        suffix = "" if step is None else f"_{step:04d}"
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for title, rows in report.tables.items():
+                _put(folder / "tables" / f"{title}{suffix}.csv", pd.DataFrame(list(rows)).to_csv(index=False).encode())
+            for title, png in report.pictures.items():
+                _put(folder / "pictures" / f"{title}{suffix}.png", png)
+            for title, content in report.files.items():
+                _put(folder / "model" / title, content)
+            client.log_artifacts(self.run_id, str(folder))
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+RUN_TAG = "sam_laplace.run_id"
+ALIAS = "champion"
+
+
+def register(client: "MlflowClient", model: Registered, mlflow_run: str) -> None:
+    """Make the files of an MLflow run a version of a registered model, once."""
+    from mlflow.exceptions import MlflowException
+
+    with contextlib.suppress(MlflowException):  # it is there already
+        client.create_registered_model(model.name)
+    if _versions(client, model):
+        return
+    source = f"{client.get_run(mlflow_run).info.artifact_uri}/model"
+    client.create_model_version(model.name, source=source, run_id=mlflow_run, tags={RUN_TAG: model.run_id})
+
+
+def crown(client: "MlflowClient", model: Registered) -> None:
+    """Let the alias `champion` name this version."""
+    versions = _versions(client, model)
+    if not versions:
+        raise LookupError(f"no version of {model.name} was registered for run {model.run_id}")
+    client.set_registered_model_alias(model.name, ALIAS, versions[0])
+
+
+def _versions(client: "MlflowClient", model: Registered) -> list[str]:
+    found = client.search_model_versions(f"name = '{model.name}'")
+    return [str(version.version) for version in found if version.tags.get(RUN_TAG) == model.run_id]
+
+
+class TrackingResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Opens MLflow runs."""
+
+    @contextlib.contextmanager
+    def run(self, settings: Settings, name: str, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+        """An MLflow run for the block's duration; failed if the block raises."""
+        run = start(settings, name, tags) if settings.mlflow.enabled else TrackedRun()
+        try:
+            yield run
+        except BaseException:
+            run.attempt(lambda client: client.set_terminated(run.run_id, "FAILED"))
+            raise
+        run.attempt(lambda client: client.set_terminated(run.run_id))
+
+
+def start(settings: Settings, name: str, tags: Mapping[str, str]) -> TrackedRun:
+    """A run that has begun, or one that tracks nothing and says why."""
+    store = Store.of(settings)
+    try:
+        client = store.client()
+        experiment = store.experiment(client, settings.mlflow.experiment)
+        created = client.create_run(experiment, run_name=name, tags=dict(tags))
+    except Exception as error:
+        return TrackedRun(problems=[f"{type(error).__name__}: {error}"])
+    run_id = created.info.run_id
+    return TrackedRun(client, run_id, f"{store.ui}/#/experiments/{experiment}/runs/{run_id}")
+
+
+def model_names(settings: MlflowSettings) -> dict[str, str]:
+    """Names of the registered models."""
+    return {concept: f"{settings.experiment}-{concept}" for concept in ("head", "posterior")}

@@ -1,0 +1,271 @@
+"""Settings of a project: one YAML file, validated, read anew by every run and tick."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+SETTINGS_VARIABLE = "SAM_LAPLACE_CONFIG"
+DEFAULT_FILE = "config.yaml"
+DEMO_FILE = Path(__file__).parent / "demo" / "config.yaml"
+DEMO_FOLDER = ".demo"
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SettingsError(ValueError):
+    """The settings file is missing, unreadable or says something that cannot be."""
+
+
+class Section(BaseModel):
+    """A section of the file; a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Roots(Section):
+    """The two folders of a named split that lies elsewhere than below `splits_root`."""
+
+    images_root: Path
+    masks_root: Path
+
+
+class DataSettings(Section):
+    """Where images and masks are, where outputs go, and how samples are split."""
+
+    images_root: Path
+    masks_root: Path
+    project_root: Path
+    splits_root: Path | None = None
+    splits: dict[str, Roots] = Field(default_factory=dict, description="named splits whose roots lie elsewhere")
+    split_seed: int = 123
+    group_by: str | None = Field(
+        None, description="what stays in one split: a regular expression on the sample_id, or `<file.csv>:<column>`"
+    )
+    splits_file: Path | None = Field(None, description="an official split: a CSV of sample_id, split; taken as it is")
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class PromptSettings(Section):
+    """How many prompt sets a sample gets, and how they are drawn."""
+
+    num_promptsets_train: Positive = 10
+    num_promptsets_val: Positive = 4
+    num_promptsets_test: Positive = 4
+    min_pairs: Positive = 1
+    max_pairs: Positive = 10
+    prompt_seed: int = 777
+    gaussian_sigma: Annotated[float, Field(gt=0)] = 8.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PromptSettings":
+        if self.min_pairs > self.max_pairs:
+            raise ValueError(f"min_pairs is {self.min_pairs}, above max_pairs {self.max_pairs}; swap or lower it")
+        return self
+
+    def count(self, role: str) -> int:
+        """Prompt sets a sample of a split with this role."""
+        counts = {"train": self.num_promptsets_train, "val": self.num_promptsets_val, "test": self.num_promptsets_test}
+        return counts[role]
+
+
+class SamSettings(Section):
+    """Which frozen SAM answers the prompts; `toy` without a checkpoint is the packaged one."""
+
+    checkpoint: Path | None = None
+    model_type: Literal["vit_h", "vit_l", "vit_b", "toy"] = "vit_h"
+    device: Literal["auto", "cuda", "cpu"] = "cuda"
+
+    @model_validator(mode="after")
+    def _has_a_checkpoint(self) -> "SamSettings":
+        if self.checkpoint is None and self.model_type != "toy":
+            raise ValueError(f"checkpoint is missing: {self.model_type} needs the path of its .pth file")
+        return self
+
+
+class HeadSettings(Section):
+    """Shape of the head."""
+
+    channels_in: Literal[3] = 3
+    hidden_channels: Positive = 16
+
+
+class TrainingSettings(Section):
+    """How the head is trained."""
+
+    batch_size: Positive = 8
+    num_epochs: Positive = 30
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    dice_lambda: Annotated[float, Field(ge=0)] = 0.5
+    num_workers: Annotated[int, Field(ge=0)] = 8
+    amp: bool = True
+    early_stop_patience: Positive = 5
+    logit_clip: Annotated[float, Field(gt=0)] = 20.0
+    seed: int = 0
+    memory_budget: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB up to which a pack is read into memory")
+
+
+class LaplaceSettings(Section):
+    """The posterior on the head's last layer."""
+
+    target_layer: Literal["final_conv"] = "final_conv"
+    approx: Literal["diagonal", "full"] = "diagonal"
+    prior_precision_grid: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
+        1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0,
+    ]  # fmt: skip
+    likelihood_temperature: Literal["image_cluster"] | Annotated[float, Field(gt=0)] = 1.0
+
+
+class ChampionSettings(Section):
+    """When the title moves."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    resamples: Positive = 2000
+    seed: int = 0
+    allow_overrides: bool = Field(False, description="whether a head trained with launchpad overrides may win")
+
+
+class MlflowSettings(Section):
+    """Tracking; without a URI it is an SQLite file in the Dagster home."""
+
+    enabled: bool = True
+    experiment: str = "laplace-head-sam"
+    tracking_uri: str | None = None
+
+
+class StorageSettings(Section):
+    """How tables lie on disk."""
+
+    table_format: Literal["parquet", "csv"] = "parquet"
+
+
+class Settings(Section):
+    """All settings of a project."""
+
+    data: DataSettings
+    prompt_generation: PromptSettings = PromptSettings()
+    sam: SamSettings
+    head: HeadSettings = HeadSettings()
+    training: TrainingSettings = TrainingSettings()
+    laplace: LaplaceSettings = LaplaceSettings()
+    champion: ChampionSettings = ChampionSettings()
+    mlflow: MlflowSettings = MlflowSettings()
+    storage: StorageSettings = StorageSettings()
+
+    _source: Path = PrivateAttr(default=Path(DEFAULT_FILE))
+    _warnings: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def source(self) -> Path:
+        """The file that was read."""
+        return self._source
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the reader of the file should know."""
+        return self._warnings
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether these are the embedded demo's settings."""
+        return self._source == DEMO_FILE
+
+
+def settings_file() -> Path:
+    """The file in force: `SAM_LAPLACE_CONFIG`, else `config.yaml` of the working directory, else the demo's."""
+    named = os.environ.get(SETTINGS_VARIABLE)
+    if named:
+        return Path(named).expanduser().resolve()
+    here = Path(DEFAULT_FILE).resolve()
+    return here if here.exists() else DEMO_FILE
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read and validate the settings.
+
+    Relative paths are relative to the file's own folder; the demo's to `.demo` in the working directory.
+
+    Raises:
+        SettingsError: names the file and the key, what was found and what to do.
+    """
+    source = path or settings_file()
+    raw, notes = _translate_wandb(_read_yaml(source))
+    base = Path(DEMO_FOLDER).resolve() if source == DEMO_FILE else source.parent
+    try:
+        settings = Settings.model_validate(_anchor(raw, base))
+    except ValidationError as error:
+        raise SettingsError(f"Settings file {source} is not valid:\n{_explain(error)}") from error
+    settings._source, settings._warnings = source, notes
+    return settings
+
+
+def _read_yaml(source: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"Settings file {source} does not exist. Write one with `sam-laplace init`, or name another with "
+            f"{SETTINGS_VARIABLE}."
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"Settings file {source} cannot be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise SettingsError(f"Settings file {source} holds {type(raw).__name__}, not sections. See `sam-laplace init`.")
+    return raw
+
+
+def _translate_wandb(raw: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Carry `enabled` and `project` of an original configuration's `wandb` section over to `mlflow`."""
+    wandb = raw.get("wandb")
+    if not isinstance(wandb, dict):
+        return raw, ()
+    names = {"enabled": "enabled", "project": "experiment"}
+    carried = {names[key]: value for key, value in wandb.items() if key in names and value is not None}
+    rest = {key: value for key, value in raw.items() if key != "wandb"}
+    rest["mlflow"] = carried | (raw.get("mlflow") or {})
+    return rest, ("The `wandb` section is read as `mlflow`: runs are tracked with MLflow (enabled, project).",)
+
+
+PATH_KEYS = {
+    "data": ("images_root", "masks_root", "project_root", "splits_root", "splits_file"),
+    "sam": ("checkpoint",),
+}
+
+
+def _anchor(raw: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Make relative paths absolute, below `base`."""
+    anchored = dict(raw)
+    for section, keys in PATH_KEYS.items():
+        if isinstance(anchored.get(section), dict):
+            anchored[section] = _anchor_keys(anchored[section], keys, base)
+    data = anchored.get("data")
+    if isinstance(data, dict) and isinstance(data.get("splits"), dict):
+        roots = ("images_root", "masks_root")
+        data["splits"] = {
+            key: _anchor_keys(value, roots, base) if isinstance(value, dict) else value
+            for key, value in data["splits"].items()
+        }
+    return anchored
+
+
+def _anchor_keys(section: dict[str, Any], keys: tuple[str, ...], base: Path) -> dict[str, Any]:
+    return {
+        key: str(base / Path(value).expanduser()) if key in keys and isinstance(value, str) else value
+        for key, value in section.items()
+    }
+
+
+def _explain(error: ValidationError) -> str:
+    return "\n".join(_explain_one(dict(item)) for item in error.errors())
+
+
+def _explain_one(item: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"  {key}: unknown key. Remove it, or see `sam-laplace init` for the keys that exist."
+    if item["type"] == "missing":
+        return f"  {key}: missing. Add it; see `sam-laplace init` for an example."
+    return f"  {key}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r})"

@@ -1,0 +1,92 @@
+"""The training index of one split: a row a (sample, prompt set), in the order of the pack. version 1
+
+The columns of `SCHEMA`. `logits_256_path`, `pos_map_path` and `neg_map_path` are relative to the project root,
+`image_path` and `mask_path` to their roots; the digests are those of the content that the row stands for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
+from sam_laplace_assets.storage import tables
+from sam_laplace_assets.storage.store import NotMade
+
+VERSION = 1
+PART = "table"
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()), ("safe_id", pa.string()), ("split", pa.string()), ("promptset_id", pa.int64()),
+        ("image_path", pa.string()), ("image_h", pa.int64()), ("image_w", pa.int64()), ("mask_path", pa.string()),
+        ("logits_256_path", pa.string()), ("pos_map_path", pa.string()), ("neg_map_path", pa.string()),
+        ("k_pairs", pa.int64()),
+        ("image_digest", pa.string()), ("mask_digest", pa.string()),
+        ("logits_256_sha256", pa.string()), ("pos_map_sha256", pa.string()), ("neg_map_sha256", pa.string()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingIndex:
+    """The rows of one split, and the roots that their paths are relative to."""
+
+    split: str
+    frame: pd.DataFrame
+    masks_root: Path
+    project_root: Path
+    complete: bool
+
+
+class IndexStore:
+    """One index table; its note holds the record."""
+
+    def __init__(self, stem: Path, table_format: tables.Format) -> None:
+        self._path = tables.path_of(stem, table_format)
+
+    def locate(self, item: Item) -> Path:
+        """The table."""
+        return self._path
+
+    def records(self, items: Any) -> dict[str, Record]:
+        """The record that the table's note holds."""
+        note = tables.read_note(self._path, version=VERSION)
+        if note is None:
+            return {}
+        record = Record({PART: note["provenance"]}, {PART: note["data_version"]}, note["summary"])
+        return {item.key: record for item in items}
+
+    def write(self, item: Item, parts: frozenset[str], value: pd.DataFrame) -> Record:
+        """Write the table; the item's source is the digest over its rows and whether these are all."""
+        rows_digest, complete = item.source
+        summary = summarise(value)
+        note = {"format": "training_index", "version": VERSION, "complete": complete, "summary": summary}
+        note |= {"provenance": item.parts[PART], "data_version": rows_digest}
+        tables.write_table(self._path, value, SCHEMA, note)
+        return Record(item.parts, {PART: rows_digest}, summary)
+
+    def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
+        """The digest over all rows."""
+        return next(iter(records.values())).contents[PART]
+
+    def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
+        """Always: there is nothing beside the items."""
+        return True
+
+
+def summarise(frame: pd.DataFrame) -> dict[str, float]:
+    """Rows, unique samples and mean number of pairs."""
+    mean = float(frame["k_pairs"].mean()) if len(frame) else 0.0
+    return {"rows": len(frame), "samples": int(frame["safe_id"].nunique()), "mean_k_pairs": round(mean, 3)}
+
+
+def read_index(stem: Path, table_format: tables.Format, *, split: str) -> tuple[pd.DataFrame, bool]:
+    """The rows of a split's index, and whether they are all of them. Raises `NotMade` if it was never made."""
+    path = tables.path_of(stem, table_format)
+    note = tables.read_note(path, version=VERSION)
+    if note is None:
+        raise NotMade(f"{path.name} is not there. Materialise training_index[{split}] first.")
+    return tables.read_table(path, SCHEMA), bool(note["complete"])

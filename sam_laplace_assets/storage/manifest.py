@@ -1,0 +1,249 @@
+"""Manifests: a row a sample, and which split it was given. version 1
+
+manifests/all_samples        every file that was found, refused ones with their reason
+manifests/<split>            the samples of one split
+manifests/assignments        sample_id, split, image_digest: remembered for good, also for samples that are gone
+
+Columns as in `SCHEMA`; `image_path` and `mask_path` are relative to the split's roots.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from sam_laplace_assets.domain.manifest import safe_id
+from sam_laplace_assets.domain.plan import Course, Plan, Record, digest
+from sam_laplace_assets.storage import images, tables
+from sam_laplace_assets.storage.store import NotMade, RowStore
+
+VERSION = 1
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()), ("safe_id", pa.string()), ("class", pa.string()), ("split", pa.string()),
+        ("image_path", pa.string()), ("mask_path", pa.string()),
+        ("image_h", pa.int64()), ("image_w", pa.int64()), ("mask_h", pa.int64()), ("mask_w", pa.int64()),
+        ("foreground_fraction", pa.float64()), ("image_digest", pa.string()), ("mask_digest", pa.string()),
+        ("valid", pa.bool_()), ("reason", pa.string()),
+    ]
+)  # fmt: skip
+ASSIGNMENTS = pa.schema([(name, pa.string()) for name in ("sample_id", "split", "image_digest")])
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of all manifests, and the format of their tables."""
+
+    folder: Path
+    table_format: tables.Format = "parquet"
+
+    def table(self, name: str) -> Path:
+        """Where the manifest `name` lies."""
+        return tables.path_of(self.folder / name, self.table_format)
+
+    def ledger(self, name: str) -> Path:
+        """Where its ledger lies."""
+        return self.folder / f"{name}.ledger.parquet"
+
+    @property
+    def assignments(self) -> Path:
+        """Where the splits are remembered."""
+        return self.table("assignments")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One valid sample of a split, whose files can be opened.
+
+    Attributes:
+        row: its row of the manifest.
+        images_root: folder that `image_path` is relative to.
+        masks_root: folder that `mask_path` is relative to.
+    """
+
+    row: Row
+    images_root: Path
+    masks_root: Path
+
+    @property
+    def sample_id(self) -> str:
+        """`<class>/<stem>`."""
+        return str(self.row["sample_id"])
+
+    @property
+    def key(self) -> str:
+        """The sample_id as a plain file name."""
+        return str(self.row["safe_id"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image, pixels."""
+        return int(self.row["image_h"]), int(self.row["image_w"])
+
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8. Raises `UnreadableFile` if its content is no longer that of the manifest."""
+        image = images.read_image(self.images_root / self.row["image_path"])
+        self._check("image", images.pixel_digest(image))
+        return image
+
+    def mask(self) -> np.ndarray:
+        """(h, w) bool, of its own size. Raises `UnreadableFile` if its content is no longer that of the manifest."""
+        mask = images.read_mask(self.masks_root / self.row["mask_path"])
+        self._check("mask", images.mask_digest(mask))
+        return mask
+
+    def _check(self, kind: str, found: str) -> None:
+        if found != self.row[f"{kind}_digest"]:
+            raise images.UnreadableFile(
+                f"The {kind} of {self.sample_id} has changed since the manifest was made: it held "
+                f"{self.row[f'{kind}_digest'][:12]}, now {found[:12]}. Materialise all_samples and manifest again."
+            )
+
+
+@dataclass(frozen=True)
+class Manifest(Sequence[Sample]):
+    """The valid samples of one split, opened when they are asked for."""
+
+    split: str
+    rows: Sequence[Row]
+    images_root: Path
+    masks_root: Path
+    complete: bool = True
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Sample(self.rows[index], self.images_root, self.masks_root)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (Sample(row, self.images_root, self.masks_root) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class AllSamples:
+    """Every file that was found below the base roots, as rows; valid ones have a split."""
+
+    rows: Sequence[Row]
+    complete: bool
+
+    @classmethod
+    def open(cls, place: Place) -> "AllSamples":
+        """The table. Raises `NotMade`."""
+        return cls(read_rows(place, "all_samples"), is_complete(place, "all_samples"))
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where a sample was put, and what its image held then."""
+
+    split: str
+    image_digest: str
+
+
+Assignments = Mapping[str, Assignment]
+Assign = Callable[[Sequence[Row], Assignments], tuple[Sequence[Row], Assignments]]
+
+
+class ManifestStore(RowStore):
+    """One manifest; the plan's `finish` maps its rows and the remembered splits to those of today."""
+
+    def __init__(self, place: Place, name: str) -> None:
+        super().__init__(place.ledger(name))
+        self._place, self._name = place, name
+
+    def locate(self, item: Any) -> Path:
+        """The table that an item is a row of."""
+        return self._place.table(self._name)
+
+    def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
+        """Write the table, the remembered splits first."""
+        rows: Sequence[Row] = [records[item.key].summary for item in plan.items if item.key in records]
+        if plan.finish is not None:
+            rows = self._assign(plan.finish, rows)
+        rows = sorted(rows, key=lambda row: (str(row["sample_id"]), str(row["image_path"]), str(row["mask_path"])))
+        version = digest(rows)
+        note = {"format": "manifest", "version": VERSION, "complete": complete, "data_version": version}
+        tables.write_table(self._place.table(self._name), pd.DataFrame(rows, columns=SCHEMA.names), SCHEMA, note)
+        super().finish(plan, records, complete=complete)
+        return version
+
+    def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
+        """Whether the table was written with just these rows."""
+        there = tables.read_note(self._place.table(self._name), version=VERSION) is not None
+        return there and super().finished(plan, records)
+
+    def _assign(self, assign: Assign, rows: Sequence[Row]) -> Sequence[Row]:
+        kept = read_assignments(self._place)
+        assigned, splits = assign(rows, kept)
+        if splits != kept:
+            write_assignments(self._place, splits)
+        return assigned
+
+
+def read_assignments(place: Place) -> dict[str, Assignment]:
+    """sample_id -> split, for all samples of the base roots that ever had one."""
+    if not place.assignments.exists():
+        return {}
+    frame = tables.read_table(place.assignments, ASSIGNMENTS)
+    return {row.sample_id: Assignment(row.split, row.image_digest) for row in frame.itertuples()}
+
+
+def write_assignments(place: Place, splits: Assignments) -> None:
+    """Remember which sample stands in which split."""
+    rows = [(key, one.split, one.image_digest) for key, one in sorted(splits.items())]
+    frame = pd.DataFrame(rows, columns=ASSIGNMENTS.names)
+    tables.write_table(place.assignments, frame, ASSIGNMENTS, {"format": "assignments", "version": VERSION})
+
+
+def open_manifest(place: Place, split: str, *, images_root: Path, masks_root: Path) -> Manifest:
+    """The valid samples of a split. Raises `NotMade`."""
+    rows = [row for row in read_rows(place, split) if row["valid"]]
+    return Manifest(split, rows, images_root, masks_root, is_complete(place, split))
+
+
+def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
+    """All rows of a manifest, refused ones too.
+
+    Raises:
+        NotMade: the manifest was never made.
+    """
+    if tables.read_note(place.table(name), version=VERSION) is None:
+        asset = "all_samples" if name == "all_samples" else f"manifest[{name}]"
+        raise NotMade(f"{place.table(name).name} is not there. Materialise {asset} first.")
+    frame = tables.read_table(place.table(name), SCHEMA).astype(object)
+    return [dict(row) for row in frame.where(frame.notna(), None).to_dict("records")]
+
+
+def is_complete(place: Place, name: str) -> bool:
+    """Whether the manifest holds all its samples."""
+    note = tables.read_note(place.table(name), version=VERSION)
+    return bool(note and note["complete"])
+
+
+def read_row(found: images.Found, *, images_root: Path, masks_root: Path) -> dict[str, Any]:
+    """The row of a found file pair: valid, or refused with a reason."""
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row |= {"sample_id": found.sample_id, "safe_id": safe_id(found.sample_id), "class": found.class_name}
+    row |= {"image_path": found.image_path, "mask_path": found.mask_path, "valid": False, "reason": found.reason}
+    if found.reason is not None or found.image_path is None or found.mask_path is None:
+        return row
+    try:
+        return row | _measure(images_root / found.image_path, masks_root / found.mask_path) | {"valid": True}
+    except (images.UnreadableFile, images.UnusableMask, OSError) as error:
+        return row | {"reason": str(error)}
+
+
+def _measure(image_path: Path, mask_path: Path) -> dict[str, Any]:
+    image, mask = images.read_image(image_path), images.read_mask(mask_path)
+    images.check_mask(mask)
+    return {
+        "image_h": image.shape[0], "image_w": image.shape[1], "mask_h": mask.shape[0], "mask_w": mask.shape[1],
+        "foreground_fraction": float(mask.mean()),
+        "image_digest": images.pixel_digest(image), "mask_digest": images.mask_digest(mask),
+    }  # fmt: skip

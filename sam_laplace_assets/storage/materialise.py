@@ -1,0 +1,143 @@
+"""Where what is wanted meets what is there: the one place that resumes, counts, and puts up with failed items."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, lacks, missing
+from sam_laplace_assets.storage.store import Store
+
+
+class Progress(Protocol):
+    """What hears of work being done."""
+
+    def __call__(self, done: int, failed: int, total: int, unit: str) -> None:
+        """`done` and `failed` of `total` units, so far."""
+        ...
+
+
+class TooManyFailed(RuntimeError):
+    """More items failed than `max_failed_fraction` allows; the rest is stored."""
+
+
+@dataclass
+class Outcome:
+    """What became of a plan.
+
+    Attributes:
+        records: item key -> record, of all items that are there now.
+        made: units that were made.
+        reused: units that were there.
+        failed: item key -> reason.
+        seconds: how long it took.
+        data_version: digest of the partition's content.
+    """
+
+    unit: str
+    records: dict[str, Record]
+    made: int = 0
+    reused: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    data_version: str = ""
+    complete: bool = True
+
+    def counts(self) -> dict[str, float]:
+        """The figures that every materialisation reports."""
+        rate = self.made / self.seconds if self.seconds else 0.0
+        return {"made": self.made, "reused": self.reused, "failed": len(self.failed),
+                "seconds": round(self.seconds, 3), "made_per_second": round(rate, 3)}  # fmt: skip
+
+
+def materialise(plan: Plan, store: Store, *, progress: Progress) -> Outcome:
+    """Make what is missing or stale of a plan, item by item, and complete the partition.
+
+    Raises:
+        TooManyFailed: after the rest was stored; names items and reasons.
+    """
+    started = time.monotonic()
+    outcome = Outcome(plan.unit, store.records(plan.items), failed=dict(plan.failed))
+    todo = missing(plan, outcome.records)
+    total = sum(plan.weight(item, frozenset(item.parts)) for item in plan.items)
+    pending = sum(plan.weight(*task) for task in todo)
+    outcome.reused = total - pending
+    for item, parts in todo:
+        outcome.records.pop(item.key, None)
+        if _make(plan, store, item, parts, outcome):
+            outcome.made += plan.weight(item, parts)
+        progress(outcome.made, len(outcome.failed), pending, plan.unit)
+    outcome.complete = plan.complete and not _too_many(plan, outcome)
+    outcome.data_version = store.finish(plan, outcome.records, complete=outcome.complete)
+    outcome.seconds = time.monotonic() - started
+    if _too_many(plan, outcome):
+        raise TooManyFailed(_complain(plan, outcome))
+    return outcome
+
+
+def _make(plan: Plan, store: Store, item: Item, parts: frozenset[str], outcome: Outcome) -> bool:
+    """Make and store one item; what goes wrong with its input is its own failure, not the others'."""
+    try:
+        value = plan.make(item, parts)
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        outcome.failed[item.key] = str(error)
+        return False
+    outcome.records[item.key] = store.write(item, parts, value)
+    return True
+
+
+def _too_many(plan: Plan, outcome: Outcome) -> bool:
+    total = len(plan.items) + len(plan.failed)
+    return len(outcome.failed) > plan.max_failed_fraction * total
+
+
+def _complain(plan: Plan, outcome: Outcome) -> str:
+    total = len(plan.items) + len(plan.failed)
+    shown = [f"  {key}: {reason}" for key, reason in list(outcome.failed.items())[:20]]
+    more = [f"  and {len(outcome.failed) - len(shown)} more"] if len(outcome.failed) > len(shown) else []
+    head = (
+        f"{len(outcome.failed)} of {total} items failed, more than data.max_failed_fraction "
+        f"({plan.max_failed_fraction}) allows; the others are stored. Mend these and materialise again:"
+    )
+    return "\n".join([head, *shown, *more])
+
+
+class CourseStore(Store, Protocol):
+    """A store that can go on with a half-done item."""
+
+    def resume(self, item: Item, restore: Callable[[Any], Any]) -> Any:
+        """The saved state of an item, or None."""
+        ...
+
+
+def run_course(course: Course, store: CourseStore, *, progress: Progress, step: Callable[[Any], None]) -> Outcome:
+    """Make the states of a course, from the last saved one on, and save each.
+
+    Args:
+        course: what should be there.
+        store: where its states are saved.
+        progress: hears of each step.
+        step: is called with each state after it was saved.
+    """
+    started = time.monotonic()
+    outcome = Outcome("epochs", store.records(course.items))
+    record = outcome.records.get(course.item.key)
+    if lacks(record, course.item):
+        states = course.steps(store.resume(course.item, course.restore))
+        _run_steps(course, store, states, outcome, progress, step)
+    outcome.reused = course.total - outcome.made if record else 0
+    outcome.data_version = store.finish(course, outcome.records, complete=True)
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _run_steps(
+    course: Course, store: Store, states: Iterable[Any], outcome: Outcome, progress: Progress,
+    step: Callable[[Any], None],
+) -> None:  # fmt: skip
+    parts = frozenset(course.item.parts)
+    for state in states:
+        outcome.records[course.item.key] = store.write(course.item, parts, course.save(state))
+        outcome.made += 1
+        step(state)
+        progress(course.step(state), 0, course.total, "epochs")

@@ -1,0 +1,107 @@
+"""Prompt sets of one sample, as JSON. version 1
+
+format, version   "prompt_sets", 1
+sample_id         "<class>/<stem>"
+image_h, image_w  size of the image that the points lie on, pixels
+provenance        what the sets were drawn from: mask digest, image size, seed, counts
+prompt_sets       [{promptset_id, k_pairs, pos: [[x, y], ...], neg: [[x, y], ...]}], pixels of the original image
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam_laplace_assets.domain.plan import Item, Record, digest
+from sam_laplace_assets.domain.prompts import PromptSet
+from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage.store import FileStore, listing
+
+VERSION = 1
+PART = "prompts"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompt sets of one split: what the ledger says of them, and the sets themselves when asked for."""
+
+    folder: Path
+    points: dict[str, dict[str, str]]
+    complete: bool
+
+    @classmethod
+    def open(cls, folder: Path, *, split: str) -> "Prompts":
+        """The prompt sets in `folder`. Raises `NotMade` if they were never drawn."""
+        ledger = listing(ledger_path(folder), name=f"prompt_sets[{split}]")
+        return cls(folder, {key: dict(entry.record.summary) for key, entry in ledger.entries.items()}, ledger.complete)
+
+    def read(self, key: str) -> tuple[PromptSet, ...]:
+        """The prompt sets of one sample."""
+        return read_prompt_sets(self.folder / f"{key}.json")
+
+
+class PromptStore(FileStore):
+    """The prompt sets of one split; an item's value is its `PromptSet`s, its source says the rest."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(ledger_path(folder))
+        self._folder = folder
+
+    def locate(self, item: Item) -> Path:
+        """The sample's JSON file."""
+        return self._folder / f"{item.key}.json"
+
+    def signature(self, key: str) -> str:
+        """Size and time of the JSON file."""
+        return files.signature(self._folder / f"{key}.json")
+
+    def read_record(self, key: str) -> Record | None:
+        """The record of a sample's JSON file; None if it is not a whole one of this version."""
+        try:
+            return _record(_read(self._folder / f"{key}.json"))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def write_files(self, item: Item, parts: frozenset[str], value: Sequence[PromptSet]) -> Record:
+        """Write the sample's JSON file."""
+        document = {"format": "prompt_sets", "version": VERSION, **item.source.header()}
+        document["prompt_sets"] = [_as_json(prompt_set) for prompt_set in value]
+        files.write_json(self.locate(item), document)
+        return _record(document)
+
+
+def ledger_path(folder: Path) -> Path:
+    """Where the ledger of a folder of prompt sets lies."""
+    return folder.with_name(f"{folder.name}.ledger.parquet")
+
+
+def read_prompt_sets(path: Path) -> tuple[PromptSet, ...]:
+    """The prompt sets in a JSON file."""
+    return tuple(_from_json(value) for value in _read(path)["prompt_sets"])
+
+
+def points_digest(prompt_set: PromptSet) -> str:
+    """Digest of the points of a prompt set: what SAM's answer depends on."""
+    return digest([prompt_set.pos, prompt_set.neg])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document = files.read_json(path)
+    if document["version"] > VERSION:
+        raise ValueError(f"{path} has format version {document['version']}, this package reads up to {VERSION}.")
+    return dict(document)
+
+
+def _record(document: dict[str, Any]) -> Record:
+    sets = [_from_json(value) for value in document["prompt_sets"]]
+    points = {f"{one.promptset_id:04d}": points_digest(one) for one in sets}
+    return Record({PART: digest(document["provenance"])}, {PART: digest(points)}, points)
+
+
+def _as_json(one: PromptSet) -> dict[str, Any]:
+    return {"promptset_id": one.promptset_id, "k_pairs": one.k_pairs, "pos": one.pos, "neg": one.neg}
+
+
+def _from_json(value: dict[str, Any]) -> PromptSet:
+    pos, neg = (tuple((int(x), int(y)) for x, y in value[name]) for name in ("pos", "neg"))
+    return PromptSet(int(value["promptset_id"]), pos, neg)

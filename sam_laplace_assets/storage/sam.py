@@ -1,0 +1,207 @@
+"""What frozen SAM says of one prompt set, as a folder `<safe_id>/promptset_NNNN/`. version 1
+
+logits_256.npy  (256, 256) float16, SAM's logits of the chosen branch; the SAM mask is `logits_256 > 0`
+pos_map.npy     (256, 256) float16, Gaussians around the positive points, in [0, 1]
+neg_map.npy     (256, 256) float16, the same for the negative points
+meta.json       written last: points (original and 256 pixels), branch, predicted IoUs, sigma, dtypes, logits_size,
+                SHA-256 of each array file, and the provenance of logits and of maps
+
+A part (`NNNN/logits`, `NNNN/maps`) whose files do not have the SHA-256 that meta.json names is not there.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam_laplace_assets.domain.geometry import LOW_RES
+from sam_laplace_assets.domain.plan import Item, Record, digest
+from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage.store import FileStore, listing
+
+VERSION = 1
+ARRAYS = {"logits": ("logits_256",), "maps": ("pos_map", "neg_map")}
+Provenance = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SetOutput:
+    """What was made for one prompt set.
+
+    Attributes:
+        promptset_id: which one.
+        arrays: array name -> (256, 256) float16, of the parts that were made.
+        facts: what meta.json says beside them.
+        provenance: part -> provenance, of the parts that were made.
+    """
+
+    promptset_id: int
+    arrays: Mapping[str, np.ndarray]
+    facts: Mapping[str, Any]
+    provenance: Mapping[str, Provenance]
+
+
+@dataclass(frozen=True)
+class CachedSet:
+    """One prompt set of the cache, as the ledger knows it; paths are relative to the cache's split folder."""
+
+    key: str
+    promptset_id: int
+    k_pairs: int
+    sha256: Mapping[str, str]
+
+    def path(self, array: str) -> str:
+        """Where an array file lies below the split's folder."""
+        return f"{self.key}/{set_name(self.promptset_id)}/{array}.npy"
+
+
+@dataclass(frozen=True)
+class SamCache:
+    """The cache of one split: what the ledger says is there."""
+
+    folder: Path
+    records: Mapping[str, Record]
+    complete: bool
+
+    @classmethod
+    def open(cls, folder: Path, *, split: str) -> "SamCache":
+        """The cache in `folder`. Raises `NotMade` if it was never made."""
+        ledger = listing(ledger_path(folder), name=f"sam_cache[{split}]")
+        return cls(folder, {key: entry.record for key, entry in ledger.entries.items()}, ledger.complete)
+
+    def sets(self, key: str) -> Iterator[CachedSet]:
+        """The prompt sets of one sample, in order."""
+        record = self.records[key]
+        for name in sorted({part.split("/")[0] for part in record.contents}):
+            pos, neg = record.contents[f"{name}/maps"].split("+")
+            sha256 = {"logits_256": record.contents[f"{name}/logits"], "pos_map": pos, "neg_map": neg}
+            yield CachedSet(key, int(name), int(record.summary[name]["k_pairs"]), sha256)
+
+
+class SamStore(FileStore):
+    """The cache of one split; an item is a sample, its value the outputs of the prompt sets that were made."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(ledger_path(folder))
+        self._folder = folder
+
+    def locate(self, item: Item) -> Path:
+        """The sample's folder."""
+        return self._folder / item.key
+
+    def signature(self, key: str) -> str:
+        """Names, sizes and times of all files of a sample."""
+        try:
+            return digest(sorted(_entries(self._folder / key)))
+        except FileNotFoundError:
+            return ""
+
+    def read_record(self, key: str) -> Record | None:
+        """The record of a sample: the parts whose files are whole, by their SHA-256."""
+        metas = [meta for folder in sorted((self._folder / key).glob("promptset_*")) if (meta := _whole_meta(folder))]
+        return _record(metas) if metas else None
+
+    def write_files(self, item: Item, parts: frozenset[str], value: Sequence[SetOutput]) -> Record:
+        """Write the arrays that were made, each set's meta.json after its arrays."""
+        contents: dict[Path, bytes] = {}
+        metas: dict[str, Mapping[str, Any]] = {}
+        for output in value:
+            folder = self._folder / item.key / set_name(output.promptset_id)
+            arrays, meta = _encode(folder, item.key, output)
+            contents |= arrays | {folder / "meta.json": files.json_bytes(meta)}
+            metas[folder.name] = meta
+        files.write_set(contents)
+        others = {set_name(int(part.split("/")[0])) for part in item.parts} - metas.keys()
+        metas |= {name: meta for name in others if (meta := _whole_meta(self._folder / item.key / name))}
+        return _record([metas[name] for name in sorted(metas)])
+
+
+def ledger_path(folder: Path) -> Path:
+    """Where the ledger of a cache lies."""
+    return folder.with_name(f"{folder.name}.ledger.parquet")
+
+
+def set_name(promptset_id: int) -> str:
+    """Folder name of a prompt set."""
+    return f"promptset_{promptset_id:04d}"
+
+
+def read_array(path: Path, *, sha256: str) -> np.ndarray:
+    """A cached (256, 256) float16 array.
+
+    Raises:
+        ValueError: the file is absent or not the one that was cached; names it and says what to do.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Materialise sam_cache again.") from error
+    if (found := files.sha256(content)) != sha256:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {found[:12]}, the cache says {sha256[:12]}. "
+            "Delete it and materialise sam_cache again."
+        )
+    return parse_array(content)
+
+
+def parse_array(content: bytes) -> np.ndarray:
+    """The array in the bytes of a .npy file; never unpickled."""
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as sets:
+        for one in sets:
+            with os.scandir(one.path) as entries:
+                for entry in entries:
+                    state = entry.stat()
+                    yield f"{one.name}/{entry.name}:{state.st_size}:{state.st_mtime_ns}"
+
+
+def _whole_meta(folder: Path) -> dict[str, Any] | None:
+    """meta.json of a prompt set, with only the parts whose files are those that it names."""
+    try:
+        meta = files.read_json(folder / "meta.json")
+        whole = {part for part, arrays in ARRAYS.items() if all(_matches(folder, meta, name) for name in arrays)}
+        provenance = {part: value for part, value in meta["provenance"].items() if part in whole}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if meta.get("version", 0) > VERSION:
+        raise ValueError(f"{folder} has format version {meta['version']}, this package reads up to {VERSION}. Upgrade.")
+    return {**meta, "provenance": provenance}
+
+
+def _matches(folder: Path, meta: Mapping[str, Any], name: str) -> bool:
+    path = folder / f"{name}.npy"
+    return path.is_file() and files.file_sha256(path) == meta["sha256"][path.name]
+
+
+def _record(metas: Sequence[Mapping[str, Any]]) -> Record:
+    parts: dict[str, str] = {}
+    contents: dict[str, str] = {}
+    summary: dict[str, Any] = {}
+    for meta in metas:
+        name = f"{meta['promptset_id']:04d}"
+        summary[name] = {"k_pairs": meta["k_pairs"], "branch": meta.get("branch")}
+        for part, provenance in meta["provenance"].items():
+            parts[f"{name}/{part}"] = digest(provenance)
+            contents[f"{name}/{part}"] = "+".join(meta["sha256"][f"{array}.npy"] for array in ARRAYS[part])
+    return Record(parts, contents, summary)
+
+
+def _encode(folder: Path, key: str, output: SetOutput) -> tuple[dict[Path, bytes], dict[str, Any]]:
+    """Array files of a prompt set and its meta, which keeps what it said of parts that were not made now."""
+    arrays = {f"{name}.npy": files.array_bytes(array) for name, array in output.arrays.items()}
+    kept = {"sha256": {}, "provenance": {}}
+    if output.provenance.keys() != ARRAYS.keys():
+        kept |= _whole_meta(folder) or {}
+    meta = {"format": "sam_cache", "version": VERSION, "safe_id": key, "promptset_id": output.promptset_id}
+    meta |= {name: value for name, value in kept.items() if name not in meta} | dict(output.facts)
+    meta |= {"logits_size": [LOW_RES, LOW_RES], "dtypes": dict.fromkeys(sum(ARRAYS.values(), ()), "float16")}
+    meta["sha256"] = kept["sha256"] | {name: files.sha256(content) for name, content in arrays.items()}
+    meta["provenance"] = kept["provenance"] | dict(output.provenance)
+    return {folder / name: content for name, content in arrays.items()}, meta

@@ -1,0 +1,90 @@
+"""Tables with a declared schema, as Parquet or as CSV under the same name."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from sam_laplace_assets.storage import files
+
+Format = Literal["parquet", "csv"]
+NOTE = b"sam_laplace_assets"
+
+
+class TableRefused(ValueError):
+    """A table is not there, unreadable, of another layout or of a newer version."""
+
+
+def path_of(stem: Path, table_format: Format) -> Path:
+    """Where the table `stem` lies in this format."""
+    return stem.with_name(f"{stem.name}.{table_format}")
+
+
+def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema, note: Mapping[str, Any]) -> None:
+    """Put a table at `path` (.parquet or .csv), with a note (format, version, provenance) that travels with it.
+
+    The note of a CSV lies beside it, in `<name>.csv.json`, and is written first: a note names its table's SHA-256.
+    """
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+    if path.suffix == ".csv":
+        _write_csv(path, table, note)
+        return
+    with files.replacing(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({NOTE: json.dumps(dict(note)).encode()}), temporary)
+
+
+def _write_csv(path: Path, table: pa.Table, note: Mapping[str, Any]) -> None:
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(table, sink)
+    content = sink.getvalue().to_pybytes()
+    files.write_set({path: content, _note_path(path): files.json_bytes({**note, "sha256": files.sha256(content)})})
+
+
+def _note_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def read_note(path: Path, *, version: int) -> dict[str, Any] | None:
+    """The note of the table at `path`, or None where there is no whole table.
+
+    Raises:
+        TableRefused: the table was written by a newer version.
+    """
+    try:
+        note = _csv_note(path) if path.suffix == ".csv" else json.loads(pq.read_metadata(path).metadata[NOTE])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if note is not None and note.get("version", 0) > version:
+        raise TableRefused(
+            f"{path} has format version {note['version']}, this package reads up to {version}. Upgrade the package."
+        )
+    return note
+
+
+def _csv_note(path: Path) -> dict[str, Any] | None:
+    note = files.read_json(_note_path(path))
+    return note if note["sha256"] == files.file_sha256(path) else None
+
+
+def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """The table at `path`, in the types of `schema`.
+
+    Raises:
+        TableRefused: it is absent or not of this schema; names the file and what to do.
+    """
+    if not path.exists():
+        raise TableRefused(f"{path} does not exist. Materialise the asset that writes it first.")
+    try:
+        if path.suffix == ".csv":
+            options = pyarrow.csv.ConvertOptions(column_types=schema, strings_can_be_null=True)
+            table = pyarrow.csv.read_csv(path, convert_options=options)
+        else:
+            table = pq.read_table(path)
+        return table.select(schema.names).cast(schema).to_pandas()
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
+        raise TableRefused(f"{path} is not a table of {schema.names}: {error}. Delete it and make it again.") from error
