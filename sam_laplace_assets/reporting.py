@@ -75,7 +75,7 @@ def _picture(name: str, png: bytes) -> str:
     return f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
-@dg.logger(description="Messages of this package alone, as they are; for a terminal.")
+@dg.logger({}, description="Messages of this package alone, as they are; for a terminal.")
 def plain_logger(context: dg.InitLoggerContext) -> logging.Logger:
     """Prints what assets say, and errors; leaves out what the orchestrator says of itself."""
     logger = logging.Logger("sam_laplace_assets", level=logging.INFO)

@@ -102,7 +102,7 @@ def score_candidate(candidate: Candidate, pack: Pack, settings: Settings) -> "Sc
     from sam_laplace_assets.domain.evaluation import score
     from sam_laplace_assets.domain.head import restore_head
     from sam_laplace_assets.domain.posterior import restore_laplace
-    from sam_laplace_assets.domain.sam import resolve_device
+    from sam_laplace_assets.resources.checkpoints import resolve_device
 
     head = restore_head(candidate.head.weights())
     meta = candidate.posterior.meta

@@ -78,8 +78,8 @@ def train_epochs(
     sanity_check: bool,
 ) -> Iterator["TrainingState"]:  # fmt: skip
     """The epochs that follow a saved state."""
-    from sam_laplace_assets.domain.sam import resolve_device
     from sam_laplace_assets.domain.training import train
+    from sam_laplace_assets.resources.checkpoints import resolve_device
 
     device = resolve_device(settings.sam.device)
     rows, judged = (one.rows(memory_budget=training.memory_budget) for one in (pack, validation))

@@ -38,7 +38,8 @@ def plan_training_index(manifest: Manifest, cache: SamCache, project: Project, *
     rows_digest = digest(frame.to_dict("list"))
     item = Item(manifest.split, {PART: digest([rows_digest, complete])}, (rows_digest, complete))
     facts: dict[str, Any] = {name.replace("_", " "): value for name, value in summarise(frame).items()}
-    preview = frame[["sample_id", "promptset_id", "k_pairs", "image_h", "image_w"]].head(5).to_dict("records")
+    shown = ["sample_id", "promptset_id", "k_pairs", "image_h", "image_w"]
+    preview = [dict(zip(shown, row, strict=True)) for row in frame[shown].head(5).itertuples(index=False)]
     reported = Report(facts=facts, metrics=summarise(frame), tables={"first rows": preview})
     return Plan([item], make=lambda item, parts: frame, report=lambda records: reported, unit="tables", force=force,
                 complete=complete)  # fmt: skip

@@ -72,7 +72,7 @@ def fit(
     from sam_laplace_assets.domain.head import restore_head
     from sam_laplace_assets.domain.posterior import build_laplace
     from sam_laplace_assets.domain.prior import tune_prior_precision
-    from sam_laplace_assets.domain.sam import resolve_device
+    from sam_laplace_assets.resources.checkpoints import resolve_device
 
     network = restore_head(head.weights())
     training = settings.training

@@ -56,21 +56,24 @@ class PromptSource:
 @dg.asset(partitions_def=splits, io_manager_key="prompts_io", group_name="data", code_version="1", kinds={"json"})
 def prompt_sets(context: dg.AssetExecutionContext, config: PromptConfig, manifest: Manifest) -> Plan:
     """Point prompts drawn from the masks of one split, the same on every machine."""
-    prompting = config.over(load_settings().prompt_generation)
+    settings = load_settings()
+    prompting = config.over(settings.prompt_generation)
     count = config.num_promptsets or prompting.count(check_split_key(context.partition_key))
-    return plan_prompt_sets(manifest, prompting, count=count, force=config.force, limit=config.limit)
+    return plan_prompt_sets(manifest, prompting, count=count, force=config.force, limit=config.limit,
+                            max_failed_fraction=settings.data.max_failed_fraction)  # fmt: skip
 
 
 def plan_prompt_sets(
-    manifest: Manifest, prompting: PromptSettings, *, count: int, force: bool = False, limit: int | None = None
-) -> Plan:
+    manifest: Manifest, prompting: PromptSettings, *, count: int, force: bool = False, limit: int | None = None,
+    max_failed_fraction: float = 0.0,
+) -> Plan:  # fmt: skip
     """One item a sample; its provenance leaves the image's pixels out, since points depend on the mask alone."""
     samples = [manifest[at] for at in range(len(manifest))][:limit]
     drawn = {"min_pairs": prompting.min_pairs, "max_pairs": prompting.max_pairs, "prompt_seed": prompting.prompt_seed}
     sources = [PromptSource(sample, count, **drawn) for sample in samples]
     items = [Item(source.sample.key, {PART: digest(source.provenance)}, source) for source in sources]
     return Plan(items, make=lambda item, parts: draw(item.source), report=lambda records: report(items, records),
-                max_failed_fraction=load_settings().data.max_failed_fraction, force=force,
+                max_failed_fraction=max_failed_fraction, force=force,
                 complete=manifest.complete and len(samples) == len(manifest))  # fmt: skip
 
 

@@ -43,8 +43,9 @@ def summary(settings: Settings) -> list[str]:
     candidate = Candidate.open(champion.run_id, project)
     means = score_candidate(candidate, packs[-1], settings).means()
     made = [f"  {pack.split:<6}{len(pack.safe_ids):>5} samples {len(pack):>6} prompt sets" for pack in packs]
-    return ["", f"Made below {DEMO_FOLDER}/project:", *made, *_scores(champion.run_id, means, candidate.posterior.meta),
-            "", "Look at it:  make ui   (Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000)"]  # fmt: skip
+    scores = _scores(champion.run_id, means, candidate.posterior.meta)
+    return ["", f"Made below {DEMO_FOLDER}/project:", *made, *scores, "",
+            "Look at it:  make ui   (Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000)"]  # fmt: skip
 
 
 def _scores(run_id: str, means: dict[str, float], meta: Any) -> list[str]:

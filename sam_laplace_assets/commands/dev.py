@@ -49,13 +49,8 @@ def _mlflow(settings: Settings) -> list[str]:
 
 
 def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(command, start_new_session=True, cwd=Path.cwd(), preexec_fn=_default_signals)
-
-
-def _default_signals() -> None:
-    """Undo an inherited \"ignore\": a server that was started from a script must stop when it is told to."""
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_DFL)
+    """Start a server in a session of its own; `env` undoes an inherited "ignore", else a script could not stop it."""
+    return subprocess.Popen(["env", "--default-signal=INT,TERM", *command], start_new_session=True, cwd=Path.cwd())
 
 
 def _wait(servers: "Sequence[subprocess.Popen[bytes]]") -> int:

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def prepare_home(settings: Settings) -> Path:
-    """The absolute DAGSTER_HOME, made where it is not there, with a dagster.yaml; set for this process and its children.
+    """The absolute DAGSTER_HOME with a dagster.yaml, made if need be, and set for this process and its children.
 
     It is the one that the environment names, else `.demo/dagster_home` for the demo, `dagster_home` beside the project
     root's folder otherwise.

@@ -100,10 +100,13 @@ class Learner:
         return dict(zip(("val_loss", "val_iou", "val_dice"), means, strict=True))
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """A batch on the device, clipped, in parts whose feature maps stay in a CPU's cache (2 to 3 times faster)."""
+        """A batch on the device, clipped, channels last, in parts whose feature maps stay in a CPU's cache.
+
+        On a CPU, both together take a third of the time of a whole batch in the default layout.
+        """
         batch = batch.to(self.device)
         size = 1 if self.device.type == "cpu" else len(batch.rows)
-        inputs = head_inputs(batch.inputs, logit_clip=self.logit_clip)
+        inputs = head_inputs(batch.inputs, logit_clip=self.logit_clip).contiguous(memory_format=torch.channels_last)
         yield from zip(torch.split(inputs, size), torch.split(batch.masks, size), strict=True)
 
     def histograms(self) -> dict[str, Histogram]:

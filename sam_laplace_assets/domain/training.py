@@ -77,8 +77,9 @@ def train(
 ) -> Iterator[TrainingState]:
     """Train with AdamW for `num_epochs`, or until the validation IoU has not risen for `early_stop_patience` of them.
 
-    On one machine's CPU, going on from any state gives the weights, bit by bit, of a run that was never stopped: the
-    order of the rows depends on (seed, epoch) alone, and the optimizer's and the scaler's states come along.
+    On one CPU with one number of threads, going on from any state gives the weights, bit by bit, of a run that was
+    never stopped: the order of the rows depends on (seed, epoch) alone, and the optimizer's and the scaler's states
+    come along.
 
     Args:
         rows: rows to learn from.

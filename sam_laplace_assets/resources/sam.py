@@ -45,10 +45,9 @@ class SamModel:
     @cached_property
     def frozen(self) -> "FrozenSam":
         """The model, on its device. Raises `CheckpointRefused`."""
-        from sam_laplace_assets.domain.sam import load_frozen_sam, resolve_device
+        from sam_laplace_assets.resources.checkpoints import load_frozen_sam
 
-        device = resolve_device(self.settings.device)
-        return load_frozen_sam(self.settings.model_type, self.checkpoint, device=device)
+        return load_frozen_sam(self.settings.model_type, self.checkpoint, device=self.settings.device)
 
 
 class SamResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -67,7 +66,7 @@ def remembered_sha256(path: Path, memory: Path) -> str:
     """
     now = files.signature(path)
     if not now:
-        from sam_laplace_assets.domain.sam import CheckpointRefused
+        from sam_laplace_assets.resources.checkpoints import CheckpointRefused
 
         raise CheckpointRefused(f"SAM checkpoint {path} is not there. Set sam.checkpoint to a file that is.")
     known = files.read_json(memory) if memory.exists() else {}

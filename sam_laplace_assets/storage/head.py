@@ -10,7 +10,6 @@ decides, then each file takes its name. A reader takes the file, or its `.next`,
 All weights are plain state dicts, read with `weights_only=True`.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,13 @@ from typing import Any
 import yaml
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
-from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage import files, weights
 from sam_laplace_assets.storage.store import NotMade
 
 VERSION = 1
 PART = "run"
 STATE = "epoch_state.json"
 WEIGHTS = ("last.pt", "best.pt", "optimizer_last.pt", "scaler_last.pt")
-
-
-class CheckpointIncomplete(ValueError):
-    """A file of a checkpoint is missing or not the one that was saved."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,8 @@ class HeadRun:
 
     @classmethod
     def open(cls, folder: Path) -> "HeadRun":
-        """The finished run in `folder`. Raises `NotMade` or `CheckpointIncomplete`."""
-        state = _read_state(folder)
+        """The finished run in `folder`. Raises `NotMade` or `Damaged`."""
+        state = weights.read_versioned(folder / STATE, version=VERSION)
         if not state["finished"]:
             raise NotMade(f"{folder.name} is not trained to its end. Materialise head_checkpoint to go on with it.")
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -62,7 +57,7 @@ class HeadRun:
 
     def weights(self) -> dict[str, Any]:
         """State dict of the best epoch, checked against its SHA-256."""
-        return dict(_load(_verified(self.folder, "best.pt", self.best_sha256)))
+        return dict(weights.load(_verified(self.folder, "best.pt", self.best_sha256)))
 
 
 class HeadStore:
@@ -81,18 +76,18 @@ class HeadStore:
         return {item.key: record for item, record in found if record is not None}
 
     def resume(self, item: Item, restore: Callable[[Mapping[str, Any]], Any]) -> Any:
-        """The saved state to go on from, or None. Raises `CheckpointIncomplete` if one of its files is not there."""
+        """The saved state to go on from, or None. Raises `Damaged` if one of its files is not there."""
         folder = self.locate(item)
         if not (folder / STATE).exists():
             return None
-        state = _read_state(folder)
-        weights = {name: _load(_verified(folder, name, sha256)) for name, sha256 in state["sha256"].items()}
-        return restore({**state, **weights})
+        state = weights.read_versioned(folder / STATE, version=VERSION)
+        saved = {name: weights.load(_verified(folder, name, sha256)) for name, sha256 in state["sha256"].items()}
+        return restore({**state, **saved})
 
     def write(self, item: Item, parts: frozenset[str], value: Mapping[str, Any]) -> Record:
         """Save an epoch: `value` has a state dict for each of `WEIGHTS`, and the JSON facts of the epoch."""
         folder = self.locate(item)
-        contents = {name: _dump(value[name]) for name in WEIGHTS}
+        contents = {name: weights.dump(value[name]) for name in WEIGHTS}
         facts = {key: fact for key, fact in value.items() if key not in WEIGHTS}
         state = {"format": "head_checkpoint", "version": VERSION, "provenance": item.parts[PART], **facts}
         state["sha256"] = {name: files.sha256(content) for name, content in contents.items()}
@@ -122,7 +117,7 @@ class HeadStore:
         folder = self.locate(item)
         if not (folder / STATE).exists():
             return None
-        state = _read_state(folder)
+        state = weights.read_versioned(folder / STATE, version=VERSION)
         if not state["finished"]:
             return None
         _verified(folder, "best.pt", state["sha256"]["best.pt"])
@@ -142,36 +137,5 @@ def _record(state: Mapping[str, Any]) -> Record:
     return Record({PART: state["provenance"]}, {PART: state["sha256"]["best.pt"]}, {"epochs": state["epoch"]})
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    state = dict(files.read_json(folder / STATE))
-    if state["version"] > VERSION:
-        raise CheckpointIncomplete(
-            f"{folder} has format version {state['version']}, this package reads up to {VERSION}. Upgrade the package."
-        )
-    return state
-
-
 def _verified(folder: Path, name: str, sha256: str) -> bytes:
-    """The bytes of a file of a checkpoint, from its place or from `.next`."""
-    for path in (folder / name, folder / f"{name}.next"):
-        if path.exists() and files.sha256(content := path.read_bytes()) == sha256:
-            return content
-    found = "is missing" if not (folder / name).exists() else "is not the one that was saved"
-    raise CheckpointIncomplete(
-        f"{folder / name} {found}: {STATE} names SHA-256 {sha256[:12]}. Put it back, or delete the folder to train "
-        "anew."
-    )
-
-
-def _dump(state: Mapping[str, Any]) -> bytes:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return buffer.getvalue()
-
-
-def _load(content: bytes) -> Any:
-    import torch
-
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return weights.verified((folder / name, folder / f"{name}.next"), sha256, named_by=STATE)

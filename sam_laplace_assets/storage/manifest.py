@@ -191,7 +191,8 @@ def read_assignments(place: Place) -> dict[str, Assignment]:
     if not place.assignments.exists():
         return {}
     frame = tables.read_table(place.assignments, ASSIGNMENTS)
-    return {row.sample_id: Assignment(row.split, row.image_digest) for row in frame.itertuples()}
+    columns = (frame[name].astype(str) for name in ASSIGNMENTS.names)
+    return {key: Assignment(split, held) for key, split, held in zip(*columns, strict=True)}
 
 
 def write_assignments(place: Place, splits: Assignments) -> None:
@@ -217,7 +218,8 @@ def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
         asset = "all_samples" if name == "all_samples" else f"manifest[{name}]"
         raise NotMade(f"{place.table(name).name} is not there. Materialise {asset} first.")
     frame = tables.read_table(place.table(name), SCHEMA).astype(object)
-    return [dict(row) for row in frame.where(frame.notna(), None).to_dict("records")]
+    rows = frame.where(frame.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def is_complete(place: Place, name: str) -> bool:

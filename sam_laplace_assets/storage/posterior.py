@@ -6,7 +6,6 @@ posterior_meta.json    written last: run, head and its SHA-256, packs, approxima
                        validation NLL, temperature, counts, versions, warnings, and the SHA-256 of the files above
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import yaml
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
-from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage import files, weights
 from sam_laplace_assets.storage.store import NotMade
 
 VERSION = 1
@@ -23,10 +22,6 @@ PART = "run"
 META = "posterior_meta.json"
 STATE = "laplace_state.pt"
 CONFIG = "laplace_config.yaml"
-
-
-class PosteriorIncomplete(ValueError):
-    """A file of a posterior is missing or not the one that was stored."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class PosteriorRun:
 
     @classmethod
     def open(cls, folder: Path) -> "PosteriorRun":
-        """The posterior in `folder`. Raises `NotMade` or `PosteriorIncomplete`."""
+        """The posterior in `folder`. Raises `NotMade` or `Damaged`."""
         meta = _read_meta(folder)
         if meta is None:
             raise NotMade(f"{folder.name} is not there. Materialise laplace_posterior first.")
@@ -58,10 +53,7 @@ class PosteriorRun:
 
     def state(self) -> dict[str, Any]:
         """laplace-torch's state, checked against its SHA-256."""
-        import torch
-
-        content = _verified(self.folder, STATE, self.meta)
-        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        return dict(weights.load(_verified(self.folder, STATE, self.meta)))
 
 
 class PosteriorStore:
@@ -85,7 +77,8 @@ class PosteriorStore:
     def write(self, item: Item, parts: frozenset[str], value: FittedPosterior) -> Record:
         """Store a posterior."""
         folder = self.locate(item)
-        contents = {STATE: _dump(value.state), CONFIG: yaml.safe_dump(dict(value.config), sort_keys=False).encode()}
+        config = yaml.safe_dump(dict(value.config), sort_keys=False)
+        contents = {STATE: weights.dump(value.state), CONFIG: config.encode()}
         meta = {"format": "laplace_posterior", "version": VERSION, "run_id": item.key, **value.meta}
         meta |= {"provenance": item.parts[PART]}
         meta["sha256"] = {name: files.sha256(content) for name, content in contents.items()}
@@ -114,30 +107,8 @@ def _record(meta: Mapping[str, Any]) -> Record:
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
     path = folder / META
-    if not path.exists():
-        return None
-    meta = dict(files.read_json(path))
-    if meta["version"] > VERSION:
-        raise PosteriorIncomplete(
-            f"{folder} has format version {meta['version']}, this package reads up to {VERSION}. Upgrade the package."
-        )
-    return meta
+    return weights.read_versioned(path, version=VERSION) if path.exists() else None
 
 
 def _verified(folder: Path, name: str, meta: Mapping[str, Any]) -> bytes:
-    path, wanted = folder / name, meta["sha256"][name]
-    found = files.sha256(content := path.read_bytes()) if path.exists() else None
-    if found != wanted:
-        state = "is missing" if found is None else f"has SHA-256 {found[:12]}"
-        raise PosteriorIncomplete(
-            f"{path} {state}; {META} names {wanted[:12]}. Put it back, or delete the folder and fit again."
-        )
-    return content
-
-
-def _dump(state: Mapping[str, Any]) -> bytes:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return buffer.getvalue()
+    return weights.verified((folder / name,), meta["sha256"][name], named_by=META)

@@ -102,7 +102,8 @@ class SamStore(FileStore):
 
     def read_record(self, key: str) -> Record | None:
         """The record of a sample: the parts whose files are whole, by their SHA-256."""
-        metas = [meta for folder in sorted((self._folder / key).glob("promptset_*")) if (meta := _whole_meta(folder))]
+        found = [_whole_meta(folder) for folder in sorted((self._folder / key).glob("promptset_*"))]
+        metas = [meta for meta in found if meta is not None]
         return _record(metas) if metas else None
 
     def write_files(self, item: Item, parts: frozenset[str], value: Sequence[SetOutput]) -> Record:
@@ -116,7 +117,8 @@ class SamStore(FileStore):
             metas[folder.name] = meta
         files.write_set(contents)
         others = {set_name(int(part.split("/")[0])) for part in item.parts} - metas.keys()
-        metas |= {name: meta for name in others if (meta := _whole_meta(self._folder / item.key / name))}
+        found = {name: _whole_meta(self._folder / item.key / name) for name in others}
+        metas |= {name: meta for name, meta in found.items() if meta is not None}
         return _record([metas[name] for name in sorted(metas)])
 
 
@@ -196,7 +198,7 @@ def _record(metas: Sequence[Mapping[str, Any]]) -> Record:
 def _encode(folder: Path, key: str, output: SetOutput) -> tuple[dict[Path, bytes], dict[str, Any]]:
     """Array files of a prompt set and its meta, which keeps what it said of parts that were not made now."""
     arrays = {f"{name}.npy": files.array_bytes(array) for name, array in output.arrays.items()}
-    kept = {"sha256": {}, "provenance": {}}
+    kept: dict[str, Any] = {"sha256": {}, "provenance": {}}
     if output.provenance.keys() != ARRAYS.keys():
         kept |= _whole_meta(folder) or {}
     meta = {"format": "sam_cache", "version": VERSION, "safe_id": key, "promptset_id": output.promptset_id}

@@ -85,6 +85,7 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
             table = pyarrow.csv.read_csv(path, convert_options=options)
         else:
             table = pq.read_table(path)
-        return table.select(schema.names).cast(schema).to_pandas()
+        frame: pd.DataFrame = table.select(schema.names).cast(schema).to_pandas()
+        return frame
     except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
         raise TableRefused(f"{path} is not a table of {schema.names}: {error}. Delete it and make it again.") from error
