@@ -36,14 +36,14 @@ class LoggedProgress:
         left = (total - done) / rate if rate else float("inf")
         told = f", {failed} failed" if failed else ""
         self._log.info(f"{self._name}: {done}/{total} {unit}{told}, {rate:.1f}/s, {left:.0f} s left")
-        self._run.log(Report(metrics={"progress": done / max(total, 1), "failed": failed}), step=done)
+        self._run.log(Report(metrics={"made": done, "failed": failed}), step=done)
 
 
 def metadata_of(outcome: Outcome, report: Report, run: TrackedRun) -> dict[str, Any]:
     """What the UI shows of a materialisation."""
     counts = outcome.counts()
     metadata: dict[str, Any] = {f"{outcome.unit} {name}": counts[name] for name in ("made", "reused", "failed")}
-    metadata |= {"seconds": counts["seconds"], "made per second": counts["made_per_second"]}
+    metadata |= {"seconds": counts["seconds"], f"{outcome.unit} per second": counts["made_per_second"]}
     metadata |= {"complete": outcome.complete} | dict(report.facts)
     metadata |= {name: dg.MetadataValue.md(markdown_table(rows)) for name, rows in report.tables.items()}
     metadata |= {name: dg.MetadataValue.md(_picture(name, png)) for name, png in report.pictures.items()}

@@ -18,9 +18,11 @@ from sam_laplace_assets.storage.store import NotMade
 if TYPE_CHECKING:
     import dagster as dg
 
-ARRAY_BYTES = 256 * 256 * 2
-SET_BYTES = 3 * ARRAY_BYTES + 4096  # and meta.json, rounded up to a block
-BYTES = {"sam_cache": SET_BYTES, "hdf5_pack": 3 * ARRAY_BYTES, "prompt_sets": 1024}
+BLOCK = 4096  # files take whole blocks
+PIXELS = 256 * 256
+BYTES_A_SET = {"sam_cache": 3 * 2 * PIXELS + 4 * BLOCK, "hdf5_pack": 3 * 2 * PIXELS, "prompt_sets": 512}
+BYTES_A_SAMPLE = {"sam_cache": 0, "hdf5_pack": PIXELS, "prompt_sets": BLOCK}
+UNITS = {"prompt_sets": "samples", "sam_cache": "prompt sets", "hdf5_pack": "samples"}
 RESERVE = 1.05
 
 
@@ -82,12 +84,14 @@ def require_space(estimated: Estimate) -> None:
 
 def _needs(split: str, settings: Settings, instance: "dg.DagsterInstance") -> Iterator[Need]:
     samples = count_samples(split, settings)
-    wanted = samples * settings.prompt_generation.count(check_split_key(split))
-    for asset in ("prompt_sets", "sam_cache", "hdf5_pack"):
-        lacking = min(wanted, _lacking(asset, split, settings, instance, otherwise=wanted))
-        rate = seen_rate(asset, instance)
-        seconds = lacking / rate if rate else None
-        yield Need(asset, split, lacking, wanted, lacking * BYTES[asset], seconds)
+    sets = samples * settings.prompt_generation.count(check_split_key(split))
+    share = 0.0
+    for asset, unit in UNITS.items():
+        share = max(share, _lacking_share(asset, split, settings, instance))  # what follows stale data is made again
+        rate = seen_rate(asset, unit, instance)
+        seconds = share * (sets if unit == "prompt sets" else samples) / rate if rate else None
+        size = round(share * (sets * BYTES_A_SET[asset] + samples * BYTES_A_SAMPLE[asset]))
+        yield Need(asset, split, round(share * sets), sets, size, seconds)
 
 
 def count_samples(split: str, settings: Settings) -> int:
@@ -102,25 +106,22 @@ def count_samples(split: str, settings: Settings) -> int:
     return round(share * sum(one.reason is None for one in found))
 
 
-def _lacking(asset: str, split: str, settings: Settings, instance: "dg.DagsterInstance", *, otherwise: int) -> int:
+def _lacking_share(asset: str, split: str, settings: Settings, instance: "dg.DagsterInstance") -> float:
     from sam_laplace_assets.freshness import look
     from sam_laplace_assets.headless import BY_NAME
 
     found = look(BY_NAME[asset], split, settings, instance)
-    if found.wanted == 0:  # it waits for what comes before it
-        return otherwise
-    return round(otherwise * found.lacking / found.wanted)
+    return found.lacking / found.wanted if found.wanted else 1.0  # 1: it waits for what comes before it
 
 
-def seen_rate(asset: str, instance: "dg.DagsterInstance") -> float | None:
-    """Prompt sets a second in the newest materialisation that made any; None if there was none."""
+def seen_rate(asset: str, unit: str, instance: "dg.DagsterInstance") -> float | None:
+    """Units a second in the newest materialisation that made any; None if there was none."""
     import dagster as dg
 
-    records = instance.fetch_materializations(dg.AssetKey(asset), limit=20).records
-    for record in records:
+    for record in instance.fetch_materializations(dg.AssetKey(asset), limit=20).records:
         materialised = record.asset_materialization
         told = {} if materialised is None else materialised.metadata
-        if (rate := told.get("prompt sets per second")) is not None and float(str(rate.value)) > 0:
+        if (rate := told.get(f"{unit} per second")) is not None and float(str(rate.value)) > 0:
             return float(str(rate.value))
     return None
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sam_laplace_assets.commands.plan import estimate, require_space
+
 if TYPE_CHECKING:
     import dagster as dg
 
@@ -18,6 +20,7 @@ def make_missing(
 
     started = time.monotonic()
     try:
+        require_space(estimate(instance, splits))
         ran = refresh(instance, splits=splits, assets=assets, tell=tell)
     except (RunFailed, ValueError) as error:
         raise click.ClickException(str(error)) from error

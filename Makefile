@@ -1,0 +1,35 @@
+# Everything runs from a clean clone with Python 3.11, git and make.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup demo test ui train-toy clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there. Install Python 3.11, or: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" --constraint constraints.txt
+	touch $@
+
+demo: $(READY)   ## the main job on the embedded demo
+	$(BIN)/sam-laplace demo
+
+test: $(READY)   ## lint, types, layers, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+ui: $(READY)     ## Dagster's UI and MLflow's, on this machine
+	$(BIN)/sam-laplace dev
+
+train-toy: $(READY)   ## train the toy SAM again, then measure it
+	$(BIN)/python -m sam_laplace_assets.demo.train_toy_sam
+	$(BIN)/python -m sam_laplace_assets.demo.evaluate_toy_sam
+
+clean:           ## remove what was made here, the demo's outputs included
+	rm -rf $(VENV) .demo .artifacts
