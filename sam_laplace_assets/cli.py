@@ -73,11 +73,9 @@ def _instance() -> "dg.DagsterInstance":
 
 def main() -> None:
     """Run the command; an error that says what to do is shown without a traceback."""
-    from sam_laplace_assets.settings import SettingsError
-
     try:
         cli()
-    except SettingsError as error:
+    except (ValueError, OSError) as error:  # settings, splits, folders and files that are not as they should be
         sys.exit(f"Error: {error}")
 
 

@@ -56,7 +56,7 @@ def look(asset: dg.AssetsDefinition, partition: str, settings: Settings, instanc
     name = asset.key.to_user_string()
     try:
         plan = wanted_plan(asset, partition, settings, instance)
-    except (NotMade, dg.Failure) as reason:
+    except (NotMade, dg.Failure, ValueError, OSError) as reason:
         return Freshness(name, partition, why=f"waits: {getattr(reason, 'description', None) or reason}")
     store = _io_manager(asset).store(Project.of(settings), partition)
     records = store.records(plan.items)
@@ -89,7 +89,7 @@ def wanted_plan(asset: dg.AssetsDefinition, partition: str, settings: Settings, 
     """The plan that the asset's own function gives for a partition, without a run.
 
     Raises:
-        NotMade, dagster.Failure, ValueError: what it reads is not there, or it refuses.
+        NotMade, dagster.Failure, ValueError, OSError: what it reads is not there, or it refuses.
     """
     context = dg.build_asset_context(partition_key=partition or None, instance=instance)
     function = asset.op.compute_fn.decorated_fn  # type: ignore[union-attr]

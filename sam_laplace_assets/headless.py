@@ -7,11 +7,13 @@ import dagster as dg
 
 from sam_laplace_assets.assets.graph import ASSETS
 from sam_laplace_assets.definitions import defs
+from sam_laplace_assets.domain.manifest import PARTITION_ROLES
 from sam_laplace_assets.freshness import Freshness, look
-from sam_laplace_assets.partitions import is_training_split, known_splits, register_splits
+from sam_laplace_assets.partitions import check_split, is_training_split, known_splits, register_splits
 from sam_laplace_assets.settings import Settings, load_settings
 
 Tell = Callable[[str], None]
+SCAN = dg.AssetKey("all_samples")
 BY_NAME = {asset.key.to_user_string(): asset for asset in ASSETS}
 
 
@@ -28,16 +30,20 @@ class Stage:
     assets: tuple[str, ...]
 
 
-def stages(splits: Sequence[str]) -> Iterator[Stage]:
-    """The way through the graph for some splits."""
-    yield Stage("scan", "", ("all_samples",))
+def stages(splits: Sequence[str], *, scanned: bool = False) -> Iterator[Stage]:
+    """The way through the graph for some splits; named ones leave the base splits and what is judged on them alone."""
+    if not scanned or any(split in PARTITION_ROLES for split in splits):
+        yield Stage("scan", "", ("all_samples",))
     chain = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
     for split in splits:
         yield Stage("prepare_split", split, chain)
-    yield Stage("name_validation_pack", "", ("validation_pack",))
-    for split in filter(is_training_split, splits):
+    if "val" in splits:
+        yield Stage("name_validation_pack", "", ("validation_pack",))
+    trained = [split for split in splits if is_training_split(split)]
+    for split in trained:
         yield Stage("train_and_fit", split, ("head_checkpoint", "laplace_posterior"))
-    yield Stage("choose_champion", "", ("champion",))
+    if trained or "val" in splits:
+        yield Stage("choose_champion", "", ("champion",))
 
 
 def refresh(
@@ -56,12 +62,14 @@ def refresh(
 
     Raises:
         RunFailed: a run failed; names it and the first error.
+        ValueError: a split has no data, or an asset is unknown; names those that exist.
     """
     settings = load_settings()
-    chosen = list(splits) or known_splits(settings.data)
+    _require_known(assets)
+    chosen = [check_split(key, settings.data) for key in splits] or known_splits(settings.data)
     register_splits(chosen, instance)
     ran: list[str] = []
-    for stage in stages(chosen):
+    for stage in stages(chosen, scanned=instance.get_latest_materialization_event(SCAN) is not None):
         selected = [name for name in stage.assets if not assets or name in assets]
         stale = stale_from(stage, selected, settings, instance)
         if stale:
@@ -69,6 +77,11 @@ def refresh(
             _run(stage, [one.asset for one in stale], instance)
             ran += [one.name for one in stale]
     return ran
+
+
+def _require_known(assets: Sequence[str]) -> None:
+    if unknown := [name for name in assets if name not in BY_NAME]:
+        raise ValueError(f"There is no asset {', '.join(unknown)}. Known assets: {', '.join(BY_NAME)}.")
 
 
 def stale_from(

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from sam_laplace_assets.domain.plan import Course, Plan
+from sam_laplace_assets.partitions import require_split
 from sam_laplace_assets.reporting import LoggedProgress, metadata_of
 from sam_laplace_assets.resources.tracking import TrackedRun, TrackingResource
 from sam_laplace_assets.settings import Settings, load_settings
@@ -42,6 +43,8 @@ class StoreIOManager(dg.ConfigurableIOManager):
         """The view of the one partition that is asked for."""
         settings = load_settings()
         partition = _upstream_partition(context)
+        if partition:
+            require_split(partition, settings.data)
         try:
             return self.view(settings, Project.of(settings), partition)
         except (NotMade, ValueError) as error:
@@ -88,15 +91,18 @@ def _carry_out(context: dg.OutputContext, plan: Plan | Course, store: Any, run: 
     try:
         if isinstance(plan, Plan):
             return materialise(plan, store, progress=progress)
-        return run_course(plan, store, progress=progress, step=lambda state: _follow(plan, run, state))
+        return run_course(plan, store, progress=progress, step=lambda state: _follow(context, plan, run, state, name))
     except TooManyFailed as error:
         raise dg.Failure(f"{name}: {error}", allow_retries=False) from error
     except (ValueError, NotMade) as error:
         raise dg.Failure(f"{name} failed: {error}", allow_retries=False) from error
 
 
-def _follow(course: Course, run: TrackedRun, state: Any) -> None:
-    run.log(course.follow(state), step=course.step(state))
+def _follow(context: dg.OutputContext, course: Course, run: TrackedRun, state: Any, name: str) -> None:
+    """Track one state of a course, and say what it came to."""
+    seen = course.follow(state)
+    run.log(seen, step=course.step(state))
+    context.log.info(f"{name}: " + ", ".join(f"{fact} {value}" for fact, value in seen.facts.items()))
 
 
 def _tell_problems(context: dg.OutputContext, run: TrackedRun) -> None:

@@ -23,19 +23,25 @@ def is_training_split(key: str) -> bool:
     return check_split_key(key) == "train"
 
 
-def require_split(key: str, data: DataSettings) -> str:
+def check_split(key: str, data: DataSettings) -> str:
     """The key itself, if it is a split that has data.
 
     Raises:
-        dagster.Failure: it is no plain name, has no role or no data; names the splits that exist.
+        SplitUnknown: it is no plain name, has no role or no data; names the splits that exist.
     """
     try:
-        check_split_key(key)
         roots_of(data, key)
-    except (ValueError, SplitUnknown) as error:
-        known = ", ".join(known_splits(data))
-        raise dg.Failure(f"{error} Known splits: {known}.", allow_retries=False) from error
+    except ValueError as error:
+        raise SplitUnknown(f"{error} Known splits: {', '.join(known_splits(data))}.") from error
     return key
+
+
+def require_split(key: str, data: DataSettings) -> str:
+    """`check_split` for assets: raises `dagster.Failure`, which is not tried again."""
+    try:
+        return check_split(key, data)
+    except SplitUnknown as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def require_training_split(key: str, data: DataSettings) -> str:

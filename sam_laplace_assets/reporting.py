@@ -32,11 +32,16 @@ class LoggedProgress:
         if not due and done < total:
             return
         self._told, self._told_units = now, done
-        rate = done / max(now - self._started, 1e-9)
-        left = (total - done) / rate if rate else float("inf")
         told = f", {failed} failed" if failed else ""
-        self._log.info(f"{self._name}: {done}/{total} {unit}{told}, {rate:.1f}/s, {left:.0f} s left")
+        self._log.info(f"{self._name}: {done}/{total} {unit}{told}, {_pace(done, total, now - self._started)}")
         self._run.log(Report(metrics={"made": done, "failed": failed}), step=done)
+
+
+def _pace(done: int, total: int, seconds: float) -> str:
+    """`12.3/s, 40 s left`, or seconds each where they are many."""
+    each = seconds / max(done, 1)
+    rate = f"{each:.1f} s each" if each > 1 else f"{1 / max(each, 1e-6):.1f}/s"
+    return f"{rate}, {(total - done) * each:.0f} s left" if done < total else f"{rate}, done in {seconds:.1f} s"
 
 
 def metadata_of(outcome: Outcome, report: Report, run: TrackedRun) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from sam_laplace_assets.domain.manifest import PARTITION_ROLES, check_split_key
 
 SETTINGS_VARIABLE = "SAM_LAPLACE_CONFIG"
 DEFAULT_FILE = "config.yaml"
@@ -46,6 +48,15 @@ class DataSettings(Section):
     )
     splits_file: Path | None = Field(None, description="an official split: a CSV of sample_id, split; taken as it is")
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @field_validator("splits")
+    @classmethod
+    def _are_named(cls, given: dict[str, Roots]) -> dict[str, Roots]:
+        for key in given:
+            check_split_key(key)
+            if key in PARTITION_ROLES:
+                raise ValueError(f"{key!r} is drawn from data.images_root; give this one a name, as in '{key}-new'")
+        return given
 
 
 class PromptSettings(Section):
@@ -193,7 +204,7 @@ def load_settings(path: Path | None = None) -> Settings:
     """
     source = path or settings_file()
     raw, notes = _translate_wandb(_read_yaml(source))
-    base = Path(DEMO_FOLDER).resolve() if source == DEMO_FILE else source.parent
+    base = Path(DEMO_FOLDER).resolve() if source == DEMO_FILE else source.absolute().parent
     try:
         settings = Settings.model_validate(_anchor(raw, base))
     except ValidationError as error:
@@ -211,7 +222,10 @@ def _read_yaml(source: Path) -> dict[str, Any]:
             f"{SETTINGS_VARIABLE}."
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"Settings file {source} cannot be read as YAML: {error}") from error
+        raise SettingsError(
+            f"Settings file {source} cannot be read as YAML: {error}. Mend it, or write a new one with "
+            "`sam-laplace init`."
+        ) from error
     if not isinstance(raw, dict):
         raise SettingsError(f"Settings file {source} holds {type(raw).__name__}, not sections. See `sam-laplace init`.")
     return raw
@@ -219,13 +233,13 @@ def _read_yaml(source: Path) -> dict[str, Any]:
 
 def _translate_wandb(raw: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Carry `enabled` and `project` of an original configuration's `wandb` section over to `mlflow`."""
-    wandb = raw.get("wandb")
-    if not isinstance(wandb, dict):
+    wandb, mlflow = raw.get("wandb"), raw.get("mlflow") or {}
+    if not isinstance(wandb, dict) or not isinstance(mlflow, dict):
         return raw, ()
     names = {"enabled": "enabled", "project": "experiment"}
     carried = {names[key]: value for key, value in wandb.items() if key in names and value is not None}
     rest = {key: value for key, value in raw.items() if key != "wandb"}
-    rest["mlflow"] = carried | (raw.get("mlflow") or {})
+    rest["mlflow"] = carried | mlflow
     return rest, ("The `wandb` section is read as `mlflow`: runs are tracked with MLflow (enabled, project).",)
 
 
@@ -248,6 +262,8 @@ def _anchor(raw: dict[str, Any], base: Path) -> dict[str, Any]:
             key: _anchor_keys(value, roots, base) if isinstance(value, dict) else value
             for key, value in data["splits"].items()
         }
+    if isinstance(data, dict) and ".csv:" in str(data.get("group_by")):
+        data |= _anchor_keys(data, ("group_by",), base)
     return anchored
 
 

@@ -10,9 +10,7 @@ from sam_laplace_assets.settings import Section
 S = TypeVar("S", bound=Section)
 
 FORCE = Field(False, description="make everything again, also what is there and current")
-LIMIT = Field(
-    None, ge=1, description="a trial: only the first so many samples; the partition is incomplete then"
-)
+LIMIT = Field(None, ge=1, description="a trial: only the first so many samples; the partition is incomplete then")
 
 
 class Overrides(dg.Config):
@@ -29,4 +27,4 @@ class Overrides(dg.Config):
 
     def given(self) -> dict[str, Any]:
         """What was filled in."""
-        return {key: value for key, value in self.model_dump().items() if value not in (None, False)}
+        return {key: value for key, value in self.model_dump().items() if value is not None and value is not False}

@@ -129,8 +129,11 @@ def restore_state(saved: Mapping[str, Any]) -> "TrainingState":
 
 def follow(state: "TrainingState") -> Report:
     """An epoch's figures, and its weights and gradients as histograms."""
-    metrics = {name: value for name, value in state.history[-1].items() if name != "epoch"}
-    return Report(metrics=metrics, pictures={"histograms": draw_histograms(state.histograms)})
+    last = state.history[-1]
+    metrics = {name: value for name, value in last.items() if name != "epoch"}
+    told = {"train loss": "train_loss", "validation loss": "val_loss", "validation IoU": "val_iou", "best": "best_iou"}
+    facts = {"epoch": state.epoch} | {name: f"{last[key]:.4f}" for name, key in told.items()}
+    return Report(facts=facts, metrics=metrics, pictures={"histograms": draw_histograms(state.histograms)})
 
 
 def report(item: Item, training: TrainingSettings, settings: Settings) -> Report:

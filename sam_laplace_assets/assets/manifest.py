@@ -93,9 +93,7 @@ def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = Fals
                 complete=everything.complete)  # fmt: skip
 
 
-def plan_scan(
-    roots: SplitRoots, data: DataSettings, *, force: bool, basis: str = "", finish: Any, report: Any
-) -> Plan:
+def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, basis: str = "", finish: Any, report: Any) -> Plan:
     """A row for each file pair below two roots; files whose size and time are known are not read again."""
     found = images.list_samples(
         roots.images_root, roots.masks_root, images_key=roots.images_key, masks_key=roots.masks_key

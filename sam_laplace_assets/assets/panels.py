@@ -50,7 +50,7 @@ def sanity_panels(
 def plan_panels(manifest: Manifest, cache: SamCache, folder: Path, *, n: int, force: bool = False) -> Plan:
     """`n` samples spread over the split, a prompt set each, in turn."""
     cached = [sample for sample in manifest if sample.key in cache.records]
-    chosen = cached[:: max(len(cached) // n, 1)][:n]
+    chosen = [cached[at * len(cached) // min(n, len(cached))] for at in range(min(n, len(cached)))]
     items = [_item(sample, cache, at) for at, sample in enumerate(chosen)]
     return Plan(items, make=lambda item, parts: draw(item.source), unit="panels", force=force,
                 report=lambda records: report(items, folder))  # fmt: skip

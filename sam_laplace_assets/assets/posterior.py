@@ -123,7 +123,7 @@ def report(item: Item, settings: Settings) -> Report:
              "warnings": " ".join(run.meta["warnings"]) or "none"}  # fmt: skip
     metrics = {"prior_precision": search["chosen"], "val_nll": min(search["val_nll"]), "val_nll_map": search["map_nll"],
                "log_marginal_likelihood": run.meta["log_marginal_likelihood"]}  # fmt: skip
-    metrics |= {f"val_nll_at_{row['prior precision']:g}": row["validation NLL"] for row in table}
+    metrics |= {f"val_nll_at_{row['prior precision']:g}".replace("+", ""): row["validation NLL"] for row in table}
     return Report(
         facts=facts, params=settings.laplace.model_dump(), metrics=metrics, tables={"prior precision": table},
         pictures={"prior search": picture}, model=Registered(model_names(settings.mlflow)["posterior"], item.key),

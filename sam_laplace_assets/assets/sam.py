@@ -59,7 +59,7 @@ def plan_sam_cache(
     items = [Item(source.sample.key, {part: digest(made_from) for part, made_from in source.provenance.items()}, source)
              for source in sources]  # fmt: skip
     lacking = {sample.key: "it has no prompt sets; materialise prompt_sets again" for sample in samples
-               if sample.key not in prompts.points}  # fmt: skip
+               if prompts.complete and sample.key not in prompts.points}  # fmt: skip
     return Plan(items, make=partial(make, model=model), report=report, unit="prompt sets", weight=count_sets,
                 failed=lacking, max_failed_fraction=settings.data.max_failed_fraction, force=force,
                 complete=manifest.complete and prompts.complete and len(samples) == len(manifest))  # fmt: skip

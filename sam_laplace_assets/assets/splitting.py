@@ -75,6 +75,8 @@ def _match(pattern: re.Pattern[str], sample_id: str) -> str:
 
 def _take_official(rows: Sequence[Row], splits_file: Path, kept: Assignments) -> tuple[Sequence[Row], Assignments]:
     table = _read_csv(splits_file, ("sample_id", "split"), key="data.splits_file")
+    if twice := sorted(table["sample_id"][table["sample_id"].duplicated()].unique()):
+        raise SettingsError(f"{splits_file} lists {len(twice)} samples more than once, such as {twice[0]}. Keep one.")
     official = dict(zip(table["sample_id"], table["split"], strict=True))
     if unknown := sorted(set(official.values()) - set(PARTITION_ROLES)):
         raise SettingsError(f"{splits_file} names splits {unknown}: only {', '.join(PARTITION_ROLES)} are known here.")
@@ -104,14 +106,14 @@ def _refuse(row: Row, holder: tuple[str, str]) -> Row:
 
 
 def _content_of_other_splits(split: str, place: Place) -> dict[str, tuple[str, str]]:
-    """image digest -> (sample, split), of all manifests but this one; named splits see the base ones too."""
+    """image digest -> (sample, split) of the other named splits; a named split sees the base ones too."""
     names = [path.name.removesuffix(".ledger.parquet") for path in sorted(place.folder.glob("*.ledger.parquet"))]
-    others = [name for name in names if name not in {split, "all_samples"} and (split or name not in PARTITION_ROLES)]
+    named = [name for name in names if name not in {split, "all_samples", *PARTITION_ROLES}]
     held: dict[str, tuple[str, str]] = {}
-    for name in others:
+    for name in ["all_samples", *named] if split else named:
         for row in _rows_or_none(place, name):
             if row["valid"]:
-                held.setdefault(row["image_digest"], (row["sample_id"], name))
+                held.setdefault(row["image_digest"], (row["sample_id"], row["split"]))
     return held
 
 

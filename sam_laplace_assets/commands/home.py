@@ -18,8 +18,8 @@ REPOSITORY = Path(__file__).parents[2]
 def prepare_home(settings: Settings) -> Path:
     """The absolute DAGSTER_HOME with a dagster.yaml, made if need be, and set for this process and its children.
 
-    It is the one that the environment names, else `.demo/dagster_home` for the demo, `dagster_home` beside the project
-    root's folder otherwise.
+    It is the one that the environment names, else `.demo/dagster_home` for the demo, `dagster_home` in the project root
+    otherwise.
     """
     named = os.environ.get("DAGSTER_HOME")
     home = Path(named) if named else _default_home(settings)

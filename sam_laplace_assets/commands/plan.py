@@ -64,10 +64,11 @@ class Estimate:
 
 def estimate(instance: "dg.DagsterInstance", splits: Sequence[str]) -> Estimate:
     """What is lacking of prompt sets, cache and pack, split by split."""
-    from sam_laplace_assets.partitions import known_splits
+    from sam_laplace_assets.partitions import check_split, known_splits
 
     settings = load_settings()
-    needs = [need for split in splits or known_splits(settings.data) for need in _needs(split, settings, instance)]
+    chosen = [check_split(key, settings.data) for key in splits] or known_splits(settings.data)
+    needs = [need for split in chosen for need in _needs(split, settings, instance)]
     root = next(path for path in (settings.data.project_root, *settings.data.project_root.parents) if path.exists())
     return Estimate(needs, shutil.disk_usage(root).free, settings.data.project_root)
 

@@ -6,6 +6,7 @@ number of pixels, and a full H in float32 would lose what is small beside it.
 """
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -56,11 +57,21 @@ class PixelLogits(nn.Module):
 
 
 @functools.cache
+def import_laplace() -> Any:
+    """laplace-torch, without the deprecations that its own imports meet in current PyTorch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import laplace
+        import laplace.curvature
+    return laplace
+
+
+@functools.cache
 def bernoulli_pixel_ggn() -> "type[GGNInterface]":
     """The curvature backend that laplace-torch asks for GGN and Jacobians of `PixelLogits`."""
-    from laplace.curvature import GGNInterface
+    interface: Any = import_laplace().curvature.GGNInterface
 
-    class BernoulliPixelGGN(GGNInterface):  # type: ignore[misc]
+    class BernoulliPixelGGN(interface):  # type: ignore[misc]
         """Exact where the library's own backends are wrong, crash, or ask for 69 GB."""
 
         def diag(self, x: Tensor, y: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
@@ -162,9 +173,8 @@ def refuse_foreign(mean: Tensor, head: nn.Module, *, target_layer: str) -> None:
 
 def _empty_laplace(head: nn.Module, approx: str, *, target_layer: str, temperature: float) -> "Posterior":
     """The temperature is given at birth: FullLaplace keeps a wrong scale when it is changed afterwards."""
-    from laplace import DiagLaplace, FullLaplace
-
-    kind = DiagLaplace if approx == "diagonal" else FullLaplace
+    library = import_laplace()
+    kind = library.DiagLaplace if approx == "diagonal" else library.FullLaplace
     model = PixelLogits(head, target_layer=target_layer)
     laplace = kind(model, "classification", temperature=float(temperature), backend=bernoulli_pixel_ggn())
     model.output_size = 2  # type: ignore[assignment]

@@ -44,10 +44,17 @@ class SamModel:
 
     @cached_property
     def frozen(self) -> "FrozenSam":
-        """The model, on its device. Raises `CheckpointRefused`."""
+        """The model, on its device.
+
+        Raises:
+            dagster.Failure: there is no such device, or the checkpoint is refused; no sample's fault, so the run ends.
+        """
         from sam_laplace_assets.resources.checkpoints import load_frozen_sam
 
-        return load_frozen_sam(self.settings.model_type, self.checkpoint, device=self.settings.device)
+        try:
+            return load_frozen_sam(self.settings.model_type, self.checkpoint, device=self.settings.device)
+        except ValueError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
 
 
 class SamResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -62,13 +69,12 @@ def remembered_sha256(path: Path, memory: Path) -> str:
     """SHA-256 of a checkpoint, computed again only when its size or time has changed.
 
     Raises:
-        CheckpointRefused: the file is not there.
+        dagster.Failure: the file is not there.
     """
-    now = files.signature(path)
-    if not now:
-        from sam_laplace_assets.resources.checkpoints import CheckpointRefused
-
-        raise CheckpointRefused(f"SAM checkpoint {path} is not there. Set sam.checkpoint to a file that is.")
+    now = f"{path.parent}/{files.signature(path)}"
+    if not path.is_file():
+        raise dg.Failure(f"SAM checkpoint {path} is not there. Set sam.checkpoint to a file that is.",
+                         allow_retries=False)  # fmt: skip
     known = files.read_json(memory) if memory.exists() else {}
     if known.get(now) is None:
         known[now] = files.file_sha256(path)

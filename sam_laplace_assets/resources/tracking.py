@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 UI_PORT = 5000
+SQLITE = "sqlite:///"
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""By default MLflow waits minutes, at every asset, for a server that is down; what the environment says holds."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,11 @@ class Store:
     @classmethod
     def of(cls, settings: Settings) -> "Store":
         """The store that the settings name; else SQLite in the Dagster home, or in the project root without one."""
-        if settings.mlflow.tracking_uri is not None:
-            return cls(settings.mlflow.tracking_uri, None)
+        if (uri := settings.mlflow.tracking_uri) is not None:
+            beside = Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts"
+            return cls(uri, beside if uri.startswith(SQLITE) else None)
         home = Path(os.environ.get("DAGSTER_HOME") or settings.data.project_root).resolve()
-        return cls(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts")
+        return cls(f"{SQLITE}{home / 'mlflow.db'}", home / "mlartifacts")
 
     @property
     def ui(self) -> str:
@@ -48,6 +53,8 @@ class Store:
         from filelock import FileLock
         from mlflow import MlflowClient
 
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         if self.artifacts is None:
@@ -92,10 +99,12 @@ class TrackedRun:
             return None
         try:
             return call(self.client)
+        except LookupError as error:  # something of ours was never tracked; the server is well
+            self.problems.append(str(error))
         except Exception as error:
             self.problems.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             self.client = None
-            return None
+        return None
 
     def _log_numbers(self, client: "MlflowClient", report: Report, step: int | None) -> None:
         from mlflow.entities import Metric, Param
@@ -183,4 +192,5 @@ def start(settings: Settings, name: str, tags: Mapping[str, str]) -> TrackedRun:
 
 def model_names(settings: MlflowSettings) -> dict[str, str]:
     """Names of the registered models."""
-    return {concept: f"{settings.experiment}-{concept}" for concept in ("head", "posterior")}
+    plain = re.sub(r"[/:'\"]", "-", settings.experiment).strip("-")  # what MLflow allows in an experiment's name only
+    return {concept: f"{plain}-{concept}" for concept in ("head", "posterior")}
