@@ -14,6 +14,7 @@ from sam_laplace_assets.settings import Settings, load_settings
 
 Tell = Callable[[str], None]
 SCAN = dg.AssetKey("all_samples")
+HERE = {"dagster/max_retries": "0"}  # the daemon has nothing to start such a run again with
 BY_NAME = {asset.key.to_user_string(): asset for asset in ASSETS}
 
 
@@ -107,6 +108,7 @@ def _run(stage: Stage, assets: Sequence[str], instance: dg.DagsterInstance) -> N
         partition_key=stage.partition or None,
         asset_selection=[dg.AssetKey(name) for name in assets],
         run_config={"loggers": {"plain": {}}},
+        tags=HERE,
         raise_on_error=False,
     )
     if not result.success:

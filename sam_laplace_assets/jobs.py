@@ -2,15 +2,12 @@
 
 import dagster as dg
 
-from sam_laplace_assets.partitions import splits, training_splits
-
 scan = dg.define_asset_job(
     "scan", selection=["all_samples"], description="Find all samples below the base roots and give them splits."
 )
 prepare_split = dg.define_asset_job(
     "prepare_split",
     selection=["manifest", "prompt_sets", "sam_cache", "sanity_panels", "training_index", "hdf5_pack"],
-    partitions_def=splits,
     description="From the manifest of one split to its HDF5 pack.",
 )
 name_validation_pack = dg.define_asset_job(
@@ -19,7 +16,6 @@ name_validation_pack = dg.define_asset_job(
 train_and_fit = dg.define_asset_job(
     "train_and_fit",
     selection=["head_checkpoint", "laplace_posterior"],
-    partitions_def=training_splits,
     description="Train the head of one training split and fit its posterior.",
 )
 choose_champion = dg.define_asset_job(

@@ -223,8 +223,7 @@ def _read_yaml(source: Path) -> dict[str, Any]:
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(
-            f"Settings file {source} cannot be read as YAML: {error}. Mend it, or write a new one with "
-            "`sam-laplace init`."
+            f"Settings file {source} cannot be read as YAML; mend it, or write a new one with `sam-laplace init`: {error}"
         ) from error
     if not isinstance(raw, dict):
         raise SettingsError(f"Settings file {source} holds {type(raw).__name__}, not sections. See `sam-laplace init`.")

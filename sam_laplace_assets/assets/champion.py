@@ -46,6 +46,14 @@ class Candidate:
         posterior = PosteriorRun.open(project.posteriors / f"run_{run_id}")
         return cls(posterior, HeadRun.open(project.checkpoints / f"run_{posterior.meta['head']['run_id']}"))
 
+    def restore(self) -> tuple[Any, Any]:
+        """The head as a module, and laplace-torch's posterior on it. Raises `Damaged` or `PosteriorRefused`."""
+        from sam_laplace_assets.domain.head import restore_head
+        from sam_laplace_assets.domain.posterior import restore_laplace
+
+        head = restore_head(self.head.weights())
+        return head, restore_laplace(head, self.posterior.state(), target_layer=self.posterior.meta["target_layer"])
+
 
 def plan_champion(validation: Pack, settings: Settings) -> Plan:
     """One decision, taken anew when candidates, validation pack or rules have changed."""
@@ -100,16 +108,12 @@ def decide(candidates: Sequence[str], validation: Pack, settings: Settings, proj
 def score_candidate(candidate: Candidate, pack: Pack, settings: Settings) -> "Scores":
     """What SAM, the head and the posterior score on a pack, row by row."""
     from sam_laplace_assets.domain.evaluation import score
-    from sam_laplace_assets.domain.head import restore_head
-    from sam_laplace_assets.domain.posterior import restore_laplace
     from sam_laplace_assets.resources.checkpoints import resolve_device
 
-    head = restore_head(candidate.head.weights())
-    meta = candidate.posterior.meta
-    laplace = restore_laplace(head, candidate.posterior.state(), target_layer=meta["target_layer"])
+    head, laplace = candidate.restore()
     rows = pack.rows(memory_budget=settings.training.memory_budget)
-    return score(head, laplace, rows, logit_clip=meta["logit_clip"], batch_size=settings.training.batch_size,
-                 device=resolve_device(settings.sam.device))  # fmt: skip
+    return score(head, laplace, rows, logit_clip=candidate.posterior.meta["logit_clip"],
+                 batch_size=settings.training.batch_size, device=resolve_device(settings.sam.device))  # fmt: skip
 
 
 def _compare(candidate: "Scores", holder: "Scores", rules: ChampionSettings) -> Any:

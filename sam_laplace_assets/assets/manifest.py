@@ -80,7 +80,7 @@ def plan_named_manifest(settings: Settings, split: str, *, force: bool = False) 
 
 def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = False) -> Plan:
     """Take a base split's rows from all samples."""
-    rows = [row for row in everything.rows if row["valid"] and row["split"] == split]
+    rows = [_with_whole_sizes(row) for row in everything.rows if row["valid"] and row["split"] == split]
     if not rows:
         valid = sum(bool(row["valid"]) for row in everything.rows)
         raise dg.Failure(
@@ -91,6 +91,11 @@ def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = Fals
     items = [Item(str(row["safe_id"]), {ROW: digest(row)}, row) for row in rows]
     return Plan(items, make=lambda item, parts: item.source, report=lambda records: report_rows(rows), force=force,
                 complete=everything.complete)  # fmt: skip
+
+
+def _with_whole_sizes(row: Row) -> Row:
+    """Sizes as whole numbers: a table in which some are unknown gives all of them as floats."""
+    return {**row, **{name: int(row[name]) for name in ("image_h", "image_w", "mask_h", "mask_w")}}
 
 
 def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, basis: str = "", finish: Any, report: Any) -> Plan:
