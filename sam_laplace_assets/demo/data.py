@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from sam_laplace_assets.demo.files import write_if_changed
 from sam_laplace_assets.demo.photos import Sample, cell, coins, horse
 from sam_laplace_assets.demo.scenes import Purpose, draw_scene, scene_rng
+from sam_laplace_assets.storage import files
 
+DATA_VERSION = 1
 SCENE_CLASSES = {"discs": ("disc",), "polygons": ("polygon", "star"), "blobs": ("blob",)}
 SCENES_A_CLASS = 24
 SIDES = (180, 420)
@@ -34,12 +36,30 @@ class DemoSample:
 
 
 def make_demo_data(root: Path) -> None:
-    """Write about a hundred images and masks below `root`; files that already hold the same bytes stay untouched."""
+    """Write about a hundred images and masks below `root`; files that already hold the same bytes stay untouched.
+
+    What was written is listed last, with sizes, in `made.json`: where all of that is there, nothing is drawn again.
+    """
+    listed = root / "made.json"
+    if _is_made(root, listed):
+        return
+    sizes: dict[str, int] = {}
     for item in demo_samples():
-        write_if_changed(root / "images" / item.image_name, encode_image(item.sample.image, item.image_name))
-        write_if_changed(
-            root / "masks" / item.mask_name, encode_mask(item.sample.mask, item.mask_name, item.mask_dtype)
-        )
+        contents = {
+            f"images/{item.image_name}": encode_image(item.sample.image, item.image_name),
+            f"masks/{item.mask_name}": encode_mask(item.sample.mask, item.mask_name, item.mask_dtype),
+        }
+        for name, content in contents.items():
+            write_if_changed(root / name, content)
+        sizes |= {name: len(content) for name, content in contents.items()}
+    files.write_json(listed, {"version": DATA_VERSION, "sizes": sizes})
+
+
+def _is_made(root: Path, listed: Path) -> bool:
+    made = files.read_json(listed) if listed.exists() else {}
+    if made.get("version") != DATA_VERSION:
+        return False
+    return all((root / name).is_file() and (root / name).stat().st_size == size for name, size in made["sizes"].items())
 
 
 def demo_samples() -> Iterator[DemoSample]:
