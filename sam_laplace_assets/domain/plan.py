@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,11 +48,17 @@ class Record:
         return frozenset(part for part, wanted in item.parts.items() if self.parts.get(part) != wanted)
 
     def of(self, item: Item) -> "Record":
-        """This record without the parts that `item` does not have."""
+        """This record without the parts that `item` does not have, nor the facts on what they belong to."""
         if self.parts.keys() == item.parts.keys():
             return self
         parts, contents = ({key: of[key] for key in item.parts if key in of} for of in (self.parts, self.contents))
-        return Record(parts, contents, self.summary)
+        gone = _groups(self.parts) - _groups(item.parts)
+        return Record(parts, contents, {name: fact for name, fact in self.summary.items() if name not in gone})
+
+
+def _groups(parts: Iterable[str]) -> set[str]:
+    """What parts belong to: `0003/logits` and `0003/maps` to `0003`."""
+    return {part.partition("/")[0] for part in parts}
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,9 @@ class Plan:
         max_failed_fraction: how many items may fail before the asset does.
         force: make everything again.
         complete: whether these are all items; a trial with `limit` is not.
+
+    Raises:
+        ValueError: two items have one key.
     """
 
     items: Sequence[Item]
@@ -124,6 +134,11 @@ class Plan:
     max_failed_fraction: float = 0.0
     force: bool = False
     complete: bool = True
+
+    def __post_init__(self) -> None:
+        twice = [key for key, times in Counter(item.key for item in self.items).items() if times > 1]
+        if twice:
+            raise ValueError(f"{len(twice)} item keys come twice in one plan, such as {twice[0]}. Rename one of them.")
 
 
 @dataclass(frozen=True)

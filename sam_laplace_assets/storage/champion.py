@@ -3,7 +3,8 @@
 champion.json            run_id, training split, its score, on which validation pack, since which decision
 champion_history.jsonl   every decision, a JSON object a line: candidates and holder with their scores, who won and why
 
-The history is written first: champion.json names the decision that it follows from.
+The history is written first, and its last line is what counts; champion.json says the same without the candidates.
+Losing either does not cost the title: to begin anew, move both away.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, digest
 from sam_laplace_assets.storage import files
-from sam_laplace_assets.storage.store import NotMade
+from sam_laplace_assets.storage.store import NotMade, OneItemStore
 
 VERSION = 1
 PART = "decision"
@@ -31,7 +32,7 @@ class Champion:
     decision: str
 
 
-class ChampionStore:
+class ChampionStore(OneItemStore):
     """The title; the item is a decision, its value what the decision says."""
 
     def __init__(self, folder: Path) -> None:
@@ -43,38 +44,44 @@ class ChampionStore:
 
     def records(self, items: Sequence[Item]) -> dict[str, Record]:
         """The decision that is in force."""
-        if not self._champion.exists():
-            return {}
-        record = _record(_read(self._champion))
-        return {item.key: record for item in items}
+        decision = _in_force(self._history.parent)
+        return {} if decision is None else {item.key: _record(decision) for item in items}
 
     def write(self, item: Item, parts: frozenset[str], value: Mapping[str, Any]) -> Record:
         """Record a decision, then put it in force."""
         decision = {"format": "champion", "version": VERSION, "inputs": item.parts[PART], **value}
         decision["decision"] = digest({key: said for key, said in decision.items() if key != "made"})
         past = read_history(self._history.parent)
-        if not past or past[-1]["decision"] != decision["decision"]:  # else a run that died here is gone on with
+        if not past or past[-1]["decision"] != decision["decision"]:
             lines = [json.dumps(one) for one in [*past, decision]]
             files.write_bytes(self._history, "".join(f"{line}\n" for line in lines).encode())
-        files.write_json(self._champion, {key: decision[key] for key in decision if key != "candidates"})
+        files.write_json(self._champion, _without_candidates(decision))
         return _record(decision)
 
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
-        """The digest of who holds the title."""
-        return next(iter(records.values())).contents[PART]
+        """Have champion.json say what the history ends with; the digest of who holds the title."""
+        decision = _in_force(self._history.parent)
+        if decision is not None and not self.finished(plan, records):
+            files.write_json(self._champion, _without_candidates(decision))
+        return super().finish(plan, records, complete=complete)
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
-        """Always: there is nothing beside the items."""
-        return True
+        """Whether champion.json says what the history ends with."""
+        decision = _in_force(self._history.parent)
+        if decision is None or not self._champion.exists():
+            return False
+        try:
+            return bool(_read(self._champion) == _without_candidates(decision))
+        except files.NewerFormat:
+            raise
+        except (ValueError, KeyError, TypeError):
+            return False
 
 
 def read_champion(folder: Path) -> Champion | None:
     """The posterior that holds the title, if one does."""
-    path = folder / "champion.json"
-    if not path.exists():
-        return None
-    value = _read(path)
-    return Champion(**{name: value[name] for name in Champion.__dataclass_fields__})
+    decision = _in_force(folder)
+    return None if decision is None else Champion(**{name: decision[name] for name in Champion.__dataclass_fields__})
 
 
 def require_champion(folder: Path) -> Champion:
@@ -86,18 +93,39 @@ def require_champion(folder: Path) -> Champion:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Every decision, first to last."""
+    """Every decision, first to last.
+
+    Raises:
+        ValueError: a line is no JSON; names the file and what to do.
+    """
     path = folder / "champion_history.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        history = [dict(json.loads(line)) for line in path.read_bytes().splitlines()]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds a line that is no decision: {error}. Mend or remove that line.") from error
+    for decision in history:
+        files.refuse_newer(path, decision["version"], version=VERSION)
+    return history
+
+
+def _in_force(folder: Path) -> dict[str, Any] | None:
+    """The decision that the history ends with; without a history, what champion.json says."""
+    if history := read_history(folder):
+        return history[-1]
+    path = folder / "champion.json"
+    return _read(path) if path.exists() else None
 
 
 def _read(path: Path) -> dict[str, Any]:
     value = dict(files.read_json(path))
-    if value["version"] > VERSION:
-        raise ValueError(f"{path} has format version {value['version']}, this package reads up to {VERSION}. Upgrade.")
+    files.refuse_newer(path, value["version"], version=VERSION)
     return value
+
+
+def _without_candidates(decision: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: said for key, said in decision.items() if key != "candidates"}
 
 
 def _record(decision: Mapping[str, Any]) -> Record:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,23 @@ from typing import Any
 import numpy as np
 
 TEMPORARY = ".tmp-"
-BLOCK = 1 << 20
+SECONDS_A_WRITE_MAY_TAKE = 24 * 3600.0
+
+
+class NewerFormat(ValueError):
+    """A file was written by a newer version of this package."""
+
+
+def refuse_newer(path: Path, found: Any, *, version: int) -> None:
+    """Refuse a file whose format version is above the one that is known here.
+
+    Raises:
+        NewerFormat: names the file and says what to do.
+    """
+    if int(found) > version:
+        raise NewerFormat(
+            f"{path} has format version {found}, this package reads up to {version}. Upgrade the package."
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -75,6 +92,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder; what is younger than a day may still be written."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > SECONDS_A_WRITE_MAY_TAKE:
+                path.unlink()
 
 
 def sync(path: Path) -> None:

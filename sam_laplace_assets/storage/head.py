@@ -6,7 +6,8 @@ optimizer_last.pt, scaler_last.pt   what going on needs beside them
 epoch_state.json    which epoch, the history, whether it is finished, and the SHA-256 of each file above
 
 An epoch is saved in three steps: its files as `<name>.next`, then epoch_state.json, which names their digests and so
-decides, then each file takes its name. A reader takes the file, or its `.next`, that has the digest.
+decides, then each file takes its name. A reader takes the file, or its `.next`, that has the digest; a writer first
+lets the `.next` files that epoch_state.json names take their names.
 All weights are plain state dicts, read with `weights_only=True`.
 """
 
@@ -19,11 +20,14 @@ import yaml
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
 from sam_laplace_assets.storage import files, weights
+from sam_laplace_assets.storage.runs import RunStore, refuse_finished
+from sam_laplace_assets.storage.runs import current_run as current_run
 from sam_laplace_assets.storage.store import NotMade
 
 VERSION = 1
 PART = "run"
 STATE = "epoch_state.json"
+CONFIG = "config.yaml"
 WEIGHTS = ("last.pt", "best.pt", "optimizer_last.pt", "scaler_last.pt")
 
 
@@ -47,11 +51,11 @@ class HeadRun:
 
     @classmethod
     def open(cls, folder: Path) -> "HeadRun":
-        """The finished run in `folder`. Raises `NotMade` or `Damaged`."""
+        """The finished run in `folder`, its files checked. Raises `NotMade` or `Damaged`."""
         state = weights.read_versioned(folder / STATE, version=VERSION)
         if not state["finished"]:
             raise NotMade(f"{folder.name} is not trained to its end. Materialise head_checkpoint to go on with it.")
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(_read_all(folder, state)[CONFIG])
         name = folder.name.removeprefix("run_")
         return cls(name, folder, state["sha256"]["best.pt"], config, state["history"])
 
@@ -60,81 +64,92 @@ class HeadRun:
         return dict(weights.load(_verified(self.folder, "best.pt", self.best_sha256)))
 
 
-class HeadStore:
+class HeadStore(RunStore):
     """The runs of one training split; the item is a run, its values `TrainingState`s, its source the config."""
 
-    def __init__(self, folder: Path, pointer: Path) -> None:
-        self._folder, self._pointer = folder, pointer
-
-    def locate(self, item: Item) -> Path:
-        """The run's folder."""
-        return self._folder / f"run_{item.key}"
-
     def records(self, items: Sequence[Item]) -> dict[str, Record]:
-        """The runs that are finished and whole."""
+        """The runs that are finished; one that is not whole is an error, since it is never made over."""
         found = ((item, self._finished(item)) for item in items)
         return {item.key: record for item, record in found if record is not None}
 
     def resume(self, item: Item, restore: Callable[[Mapping[str, Any]], Any]) -> Any:
-        """The saved state to go on from, or None. Raises `Damaged` if one of its files is not there."""
+        """The saved state to go on from, or None. Raises `Damaged` if one of its files is not there, or foreign."""
         folder = self.locate(item)
-        if not (folder / STATE).exists():
+        state = _state(folder)
+        if state is None:
             return None
-        state = weights.read_versioned(folder / STATE, version=VERSION)
-        saved = {name: weights.load(_verified(folder, name, sha256)) for name, sha256 in state["sha256"].items()}
-        return restore({**state, **saved})
+        if state["provenance"] != item.parts[PART]:
+            raise weights.Damaged(f"{folder} was made from something else. Move it away, then materialise again.")
+        contents = _read_all(folder, state)
+        return restore({**state, **{name: weights.load(contents[name]) for name in WEIGHTS}})
 
     def write(self, item: Item, parts: frozenset[str], value: Mapping[str, Any]) -> Record:
-        """Save an epoch: `value` has a state dict for each of `WEIGHTS`, and the JSON facts of the epoch."""
+        """Save an epoch; what was finished is never made over.
+
+        Args:
+            item: the run.
+            parts: its one part.
+            value: a state dict for each of `WEIGHTS`, and the JSON facts of the epoch.
+
+        Raises:
+            Damaged: the run was finished before.
+        """
         folder = self.locate(item)
-        contents = {name: weights.dump(value[name]) for name in WEIGHTS}
+        if (before := _state(folder)) is not None and before["finished"]:
+            refuse_finished(folder / STATE)
+        _settle(folder)
+        contents = {CONFIG: yaml.safe_dump(item.source, sort_keys=False).encode()}
+        contents |= {name: weights.dump(value[name]) for name in WEIGHTS}
         facts = {key: fact for key, fact in value.items() if key not in WEIGHTS}
         state = {"format": "head_checkpoint", "version": VERSION, "provenance": item.parts[PART], **facts}
         state["sha256"] = {name: files.sha256(content) for name, content in contents.items()}
-        if not (folder / "config.yaml").exists():
-            files.write_bytes(folder / "config.yaml", yaml.safe_dump(item.source, sort_keys=False).encode())
-        files.write_set({**{folder / f"{name}.next": content for name, content in contents.items()}})
+        files.write_set({folder / f"{name}.next": content for name, content in contents.items()})
         files.write_json(folder / STATE, state)
-        for name in WEIGHTS:
-            (folder / f"{name}.next").replace(folder / name)
+        _settle(folder)
         return _record(state)
 
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
-        """Point to the run as the current one."""
-        if not self.finished(plan, records):
-            files.write_json(self._pointer, self._pointing(plan, records))
-        return next(iter(records.values())).contents[PART]
+        """Let the last files of the run take their names, then point to it as the current one."""
+        for item in plan.items:
+            _settle(self.locate(item))
+        return super().finish(plan, records, complete=complete)
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
-        """Whether the pointer names the run."""
-        return self._pointer.exists() and files.read_json(self._pointer) == self._pointing(plan, records)
-
-    def _pointing(self, plan: Plan | Course, records: Mapping[str, Record]) -> dict[str, Any]:
-        (run_id,) = records
-        return {"format": "pointer", "version": VERSION, "run_id": run_id, "overrides": dict(plan.finish or {})}
+        """Whether all files of the run have their names, and the pointer names it."""
+        settled = not any(path for item in plan.items for path in self.locate(item).glob("*.next"))
+        return settled and super().finished(plan, records)
 
     def _finished(self, item: Item) -> Record | None:
         folder = self.locate(item)
-        if not (folder / STATE).exists():
+        state = _state(folder)
+        if state is None or not state["finished"]:
             return None
-        state = weights.read_versioned(folder / STATE, version=VERSION)
-        if not state["finished"]:
-            return None
-        _verified(folder, "best.pt", state["sha256"]["best.pt"])
+        _read_all(folder, state)
         return _record(state)
 
 
-def current_run(pointer: Path, *, name: str) -> str:
-    """The run that a pointer file names. Raises `NotMade` where there is none."""
-    if not pointer.exists():
-        raise NotMade(f"{name} has not been made yet: {pointer.name} is not there. Materialise {name} first.")
-    return str(files.read_json(pointer)["run_id"])
+def _state(folder: Path) -> dict[str, Any] | None:
+    return weights.read_versioned(folder / STATE, version=VERSION) if (folder / STATE).exists() else None
+
+
+def _settle(folder: Path) -> None:
+    """Let the files that epoch_state.json names take their names, before others could take their place."""
+    state = _state(folder)
+    for name, sha256 in (state or {"sha256": {}})["sha256"].items():
+        pending = folder / f"{name}.next"
+        if pending.exists() and files.file_sha256(pending) == sha256:
+            pending.replace(folder / name)
 
 
 def _record(state: Mapping[str, Any]) -> Record:
     if not state["finished"]:
         return Record({}, {})
     return Record({PART: state["provenance"]}, {PART: state["sha256"]["best.pt"]}, {"epochs": state["epoch"]})
+
+
+def _read_all(folder: Path, state: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every file that epoch_state.json names, checked. Raises `Damaged`."""
+    return {name: _verified(folder, name, state["sha256"].get(name, "none")) for name in (CONFIG, *WEIGHTS)}
 
 
 def _verified(folder: Path, name: str, sha256: str) -> bytes:

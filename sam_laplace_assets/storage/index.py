@@ -4,7 +4,6 @@ The columns of `SCHEMA`. `logits_256_path`, `pos_map_path` and `neg_map_path` ar
 `image_path` and `mask_path` to their roots; the digests are those of the content that the row stands for.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
+from sam_laplace_assets.domain.plan import Item, Record
 from sam_laplace_assets.storage import tables
-from sam_laplace_assets.storage.store import NotMade
+from sam_laplace_assets.storage.store import NotMade, OneItemStore
 
 VERSION = 1
 PART = "table"
@@ -41,7 +40,7 @@ class TrainingIndex:
     complete: bool
 
 
-class IndexStore:
+class IndexStore(OneItemStore):
     """One index table; its note holds the record."""
 
     def __init__(self, stem: Path, table_format: tables.Format) -> None:
@@ -67,14 +66,6 @@ class IndexStore:
         note |= {"provenance": item.parts[PART], "data_version": rows_digest}
         tables.write_table(self._path, value, SCHEMA, note)
         return Record(item.parts, {PART: rows_digest}, summary)
-
-    def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
-        """The digest over all rows."""
-        return next(iter(records.values())).contents[PART]
-
-    def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
-        """Always: there is nothing beside the items."""
-        return True
 
 
 def summarise(frame: pd.DataFrame) -> dict[str, float]:

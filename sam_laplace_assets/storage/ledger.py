@@ -6,8 +6,9 @@ parts       JSON, part -> digest of the provenance it was made with
 contents    JSON, part -> digest of what it holds
 summary     JSON facts that the next asset needs
 
-The note says `complete` (all items were wanted, none by `limit` left out) and `data_version`. A ledger is a
-memory, not the truth: an item whose signature has changed is read again, and one that is gone is built from the items.
+The note says `complete` (all items were wanted, none by `limit` left out) and `data_version`, which is empty while the
+partition is being made. A ledger is a memory, not the truth: an item whose signature has changed is read again, and a
+ledger that is gone is built from the items.
 """
 
 import json
@@ -45,13 +46,12 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path) -> "Ledger":
-        """The ledger at `path`; an empty one where there is none that can be read."""
+        """The ledger at `path`; an empty one where there is none that can be read. Raises `NewerFormat`."""
         note = tables.read_note(path, version=VERSION)
-        if note is None:
+        try:
+            return cls(path) if note is None else cls(path, _entries(path), note["complete"], note["data_version"])
+        except (ValueError, KeyError):
             return cls(path)
-        frame = tables.read_table(path, SCHEMA)
-        rows = zip(*(frame[name] for name in SCHEMA.names), strict=True)
-        return cls(path, dict(_entry(*row) for row in rows), note["complete"], note["data_version"])
 
     def save(self) -> None:
         """Put the ledger on disk."""
@@ -67,6 +67,12 @@ class Ledger:
 
 def _dump(value: Mapping[str, Any]) -> str:
     return json.dumps(dict(value), separators=(",", ":"))
+
+
+def _entries(path: Path) -> dict[str, Entry]:
+    frame = tables.read_table(path, SCHEMA)
+    rows = zip(*(frame[name] for name in SCHEMA.names), strict=True)
+    return dict(_entry(*row) for row in rows)
 
 
 def _entry(key: str, signature: str, parts: str, contents: str, summary: str) -> tuple[str, Entry]:

@@ -10,7 +10,7 @@ Columns as in `SCHEMA`; `image_path` and `mask_path` are relative to the split's
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -181,16 +181,29 @@ class ManifestStore(RowStore):
     def _assign(self, assign: Assign, rows: Sequence[Row]) -> Sequence[Row]:
         kept = read_assignments(self._place)
         assigned, splits = assign(rows, kept)
-        if splits != kept:
+        whole = tables.read_note(self._place.assignments, version=VERSION) is not None
+        if splits != kept or (kept and not whole):
             write_assignments(self._place, splits)
         return assigned
 
 
 def read_assignments(place: Place) -> dict[str, Assignment]:
-    """sample_id -> split, for all samples of the base roots that ever had one."""
-    if not place.assignments.exists():
+    """sample_id -> split, for all samples of the base roots that ever had one.
+
+    Raises:
+        TableRefused: the table is damaged; it cannot be made again as it was.
+    """
+    path = next((path for path in _places_of_assignments(place) if path.exists()), None)
+    if path is None:
         return {}
-    frame = tables.read_table(place.assignments, ASSIGNMENTS)
+    tables.read_note(path, version=VERSION)
+    try:
+        frame = tables.read_table(path, ASSIGNMENTS)
+    except tables.TableRefused as error:
+        raise tables.TableRefused(
+            f"{path} is damaged, and with it which split each sample was given. Put a copy of it back; "
+            f"without one, delete it, and all splits are drawn anew. ({error.__cause__})"
+        ) from error
     columns = (frame[name].astype(str) for name in ASSIGNMENTS.names)
     return {key: Assignment(split, held) for key, split, held in zip(*columns, strict=True)}
 
@@ -200,6 +213,14 @@ def write_assignments(place: Place, splits: Assignments) -> None:
     rows = [(key, one.split, one.image_digest) for key, one in sorted(splits.items())]
     frame = pd.DataFrame(rows, columns=ASSIGNMENTS.names)
     tables.write_table(place.assignments, frame, ASSIGNMENTS, {"format": "assignments", "version": VERSION})
+    for path in _places_of_assignments(place)[1:]:
+        path.unlink(missing_ok=True)
+
+
+def _places_of_assignments(place: Place) -> list[Path]:
+    """Where the splits may be remembered, first in today's format: another `table_format` must not forget them."""
+    formats = sorted(get_args(tables.Format), key=lambda one: bool(one != place.table_format))
+    return [Place(place.folder, one).assignments for one in formats]
 
 
 def open_manifest(place: Place, split: str, *, images_root: Path, masks_root: Path) -> Manifest:

@@ -122,10 +122,12 @@ def run_course(course: Course, store: CourseStore, *, progress: Progress, step: 
     started = time.monotonic()
     outcome = Outcome("epochs", store.records(course.items))
     record = outcome.records.get(course.item.key)
-    if lacks(record, course.item):
-        states = course.steps(store.resume(course.item, course.restore))
-        _run_steps(course, store, states, outcome, progress, step)
-    outcome.reused = course.total - outcome.made if record else 0
+    if record is None or lacks(record, course.item):
+        state = store.resume(course.item, course.restore)
+        outcome.reused = 0 if state is None else course.step(state)
+        _run_steps(course, store, course.steps(state), outcome, progress, step)
+    else:
+        outcome.reused = int(record.summary.get("epochs", course.total))
     outcome.data_version = store.finish(course, outcome.records, complete=True)
     outcome.seconds = time.monotonic() - started
     return outcome

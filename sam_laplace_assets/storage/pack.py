@@ -1,9 +1,9 @@
 """Packs: the arrays of an index's rows in HDF5, as immutable shards and one file over them. version 1
 
 <split>_shards/<digest>.h5   some samples, complete with all their rows
-  logits_256, pos_map, neg_map  (R, 256, 256) float16, one row a chunk, uncompressed
+  logits_256, pos_map, neg_map  (R, 256, 256) float16, one row a chunk with its checksum, uncompressed
   promptset_id, k_pairs         (R,) int64
-  mask                          (S, 256, 256) uint8, 0 or 1, one sample a chunk
+  mask                          (S, 256, 256) uint8, 0 or 1, one sample a chunk with its checksum
   safe_id, rows_digest          (S,) strings: which sample, and from what its rows were made
   first_row                     (S + 1,) int64: the rows of sample s are first_row[s]:first_row[s + 1]
 
@@ -11,35 +11,26 @@
   logits_256, pos_map, neg_map  (N, 256, 256) virtual, over the shards
   mask                          (I, 256, 256) virtual;  mask_of_row (N,) int64: which mask a row has
   promptset_id, k_pairs (N,);   safe_id (I,)
-  attributes: format, version, split, complete, data_version, shards (JSON, name -> bytes)
+  attributes: format, version, split, complete, data_version, layout (digest of it all), shards (JSON, name -> bytes)
 
-A shard is named by the digest of what it holds and never changes. HDF5 would read a missing shard as NaN: the reader
-refuses a pack whose shards are not all there with the size that it names.
+A shard is named by the digest of what it holds and never changes. HDF5 would read a missing shard as NaN and 255: the
+reader refuses a pack whose shards are not all there with the size that it names. Shards that a complete pack
+no longer needs stay until the one after it, for those who still read the pack before.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
-from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, data_version, digest
+from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, data_version
 from sam_laplace_assets.storage import files
-from sam_laplace_assets.storage.shards import (
-    ARRAYS,
-    PART,
-    SHAPE,
-    VERSION,
-    PackedSample,
-    ShardSource,
-    ShardWriter,
-    Slot,
-    read_slots,
-    write_strings,
-)
+from sam_laplace_assets.storage.layout import Layout, write_layout
+from sam_laplace_assets.storage.shards import ARRAYS, PART, SHAPE, VERSION, PackedSample, ShardWriter, Slot, read_slots
 from sam_laplace_assets.storage.store import NotMade
 
 if TYPE_CHECKING:
@@ -51,7 +42,7 @@ LIVE_FRACTION = 0.5
 
 
 class PackRefused(ValueError):
-    """A pack is not there, not whole, incomplete or of a newer version."""
+    """A pack is not there, not whole, or replaced by another."""
 
 
 class PackStore:
@@ -60,6 +51,7 @@ class PackStore:
     def __init__(self, folder: Path, split: str) -> None:
         self._path, self._shards, self._split = folder / f"{split}.h5", folder / f"{split}_shards", split
         self._writer: ShardWriter | None = None
+        self._written: set[str] = set()
 
     def locate(self, item: Item) -> Path:
         """The file over the shards."""
@@ -74,7 +66,11 @@ class PackStore:
     def write(self, item: Item, parts: frozenset[str], value: PackedSample) -> Record:
         """Append a sample to the open shard; it is there once the shard is closed."""
         self._writer = self._writer or ShardWriter(self._shards)
-        self._writer.add(item, value)
+        try:
+            self._writer.add(item, value)
+        except BaseException:
+            self._writer.abandon()
+            raise
         if len(self._writer.promptset_id) >= ROWS_PER_SHARD:
             self._close()
         return Record(item.parts, {PART: item.parts[PART]})
@@ -84,15 +80,18 @@ class PackStore:
         self._close()
         pack = self._layout(plan, records, complete=complete)
         if not self._is_there(pack):
+            keep = {*pack.shards, *self._named()}
             with files.replacing(self._path) as temporary:
-                _write_pack(temporary, self._shards, pack)
+                write_layout(temporary, self._shards, pack)
+            if complete:
+                self._tidy(keep)
         return pack.data_version
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
         """Whether the file over the shards holds just these samples, in this order."""
         return self._is_there(self._layout(plan, records, complete=plan.complete))
 
-    def _layout(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> "Layout":
+    def _layout(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> Layout:
         there = [item for item in plan.items if item.key in records]
         slots = self._slots(there)
         placed = {item.key: slots[item.key] for item in there}
@@ -100,20 +99,43 @@ class PackStore:
 
     def _close(self) -> None:
         writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        if writer is None:
+            return
+        try:
+            self._written.add(writer.close())
+        except BaseException:
+            writer.abandon()
+            raise
 
-    def _is_there(self, pack: "Layout") -> bool:
+    def _tidy(self, keep: Collection[str]) -> None:
+        """Remove shards that neither this pack nor the one before needs, and what killed writers left."""
+        for path in self._shards.glob("*.h5"):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+        for folder in (self._shards, self._path.parent):
+            files.sweep(folder)
+
+    def _is_there(self, pack: Layout) -> bool:
         try:
             with open_pack(self._path) as file:
-                return bool(file.attrs["layout"] == pack.digest)
+                return bool(file.attrs.get("layout") == pack.digest)
         except (NotMade, PackRefused):
             return False
 
+    def _named(self) -> set[str]:
+        """Shards that the pack which is there now needs."""
+        try:
+            with h5py.File(self._path, "r", locking=False) as file:
+                return set(json.loads(file.attrs["shards"]))
+        except (OSError, KeyError):
+            return set()
+
     def _slots(self, items: Sequence[Item]) -> dict[str, Slot]:
-        wanted = {(item.key, item.parts[PART]) for item in items}
+        """item key -> its place: in a shard written just now, else in one that the pack names, else in any."""
+        wanted, named = {(item.key, item.parts[PART]) for item in items}, self._named()
         slots: dict[str, Slot] = {}
-        for path in sorted(self._shards.glob("*.h5")):
+        rank = {path: (path.name in self._written, path.name in named) for path in sorted(self._shards.glob("*.h5"))}
+        for path in sorted(rank, key=rank.__getitem__):
             there = read_slots(path)
             live = {key: slot for (key, made_from), slot in there.items() if (key, made_from) in wanted}
             rows = sum(slot.rows for slot in there.values())
@@ -166,33 +188,13 @@ class Pack:
         return load_rows(self) if self.bytes <= memory_budget * GIB else StreamedRows(self)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What the file over the shards says."""
-
-    split: str
-    complete: bool
-    data_version: str
-    slots: Mapping[str, Slot]
-
-    @property
-    def shards(self) -> list[str]:
-        """Names of the shards that are needed."""
-        return sorted({slot.shard for slot in self.slots.values()})
-
-    @property
-    def digest(self) -> str:
-        """Digest of all that the file says."""
-        places = [[key, slot.shard, slot.mask, slot.first, slot.last] for key, slot in self.slots.items()]
-        return digest([self.split, self.complete, self.data_version, places])
-
-
 def open_pack(path: Path) -> h5py.File:
     """The file over the shards, open for reading, all its shards there.
 
     Raises:
         NotMade: there is no pack.
         PackRefused: it cannot be read, or a shard is missing or cut; names it and says what to do.
+        NewerFormat: it was written by a newer version.
     """
     if not path.exists():
         raise NotMade(f"{path.name} is not there. Materialise hdf5_pack[{path.stem}] first.")
@@ -201,18 +203,18 @@ def open_pack(path: Path) -> h5py.File:
     except OSError as error:
         raise PackRefused(f"{path} is not a readable HDF5 file ({error}). Materialise hdf5_pack again.") from error
     try:
-        _check_pack(path, file)
+        if file.attrs.get("format") != "pack":
+            raise PackRefused(f"{path} is not a pack of this project. Move it away and materialise hdf5_pack again.")
+        files.refuse_newer(path, file.attrs["version"], version=VERSION)
+        check_shards(path, file)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _check_pack(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != "pack":
-        raise PackRefused(f"{path} is not a pack of this project. Move it away and materialise hdf5_pack again.")
-    if file.attrs["version"] > VERSION:
-        raise PackRefused(f"{path} has format version {file.attrs['version']}, this package reads up to {VERSION}.")
+def check_shards(path: Path, file: h5py.File) -> None:
+    """Whether all shards of a pack are there with the size that it names. Raises `PackRefused`."""
     for name, size in json.loads(file.attrs["shards"]).items():
         shard = path.with_name(f"{path.stem}_shards") / name
         found = shard.stat().st_size if shard.exists() else None
@@ -221,62 +223,3 @@ def _check_pack(path: Path, file: h5py.File) -> None:
                 f"{path} needs {shard.name} with {size} bytes, found {'none' if found is None else f'{found} bytes'}. "
                 "Delete what is left of that shard and materialise hdf5_pack again."
             )
-
-
-def _write_pack(path: Path, shards: Path, pack: Layout) -> None:
-    slots = list(pack.slots.values())
-    rows = sum(slot.rows for slot in slots)
-    sources = {name: ShardSource.open(shards / name) for name in pack.shards}
-    with h5py.File(path, "w", libver="v110", locking=False) as file:
-        for name in ARRAYS:
-            spans = [(slot.shard, slot.first, slot.last) for slot in slots]
-            _virtual(file, name, "float16", rows, spans, sources, np.float16("nan"))
-        masks = [(slot.shard, slot.mask, slot.mask + 1) for slot in slots]
-        _virtual(file, "mask", "uint8", len(slots), masks, sources, np.uint8(255))
-        file["mask_of_row"] = np.repeat(np.arange(len(slots)), [slot.rows for slot in slots])
-        for name in ("promptset_id", "k_pairs"):
-            values = [sources[slot.shard].columns[name][slot.first : slot.last] for slot in slots]
-            file[name] = np.concatenate(values) if values else np.zeros(0, dtype=np.int64)
-        write_strings(file, "safe_id", list(pack.slots))
-        file.attrs.update(_pack_attributes(shards, pack))
-
-
-def _pack_attributes(shards: Path, pack: Layout) -> dict[str, Any]:
-    sizes = {name: (shards / name).stat().st_size for name in pack.shards}
-    return {
-        "format": "pack", "version": VERSION, "split": pack.split, "complete": pack.complete, "layout": pack.digest,
-        "data_version": pack.data_version, "shards": json.dumps(sizes),
-    }  # fmt: skip
-
-
-Span = tuple[str, int, int]
-
-
-def _virtual(
-    file: h5py.File, name: str, dtype: str, length: int, spans: Sequence[Span], sources: Mapping[str, ShardSource],
-    fill: Any,
-) -> None:  # fmt: skip
-    """A virtual dataset of (length, 256, 256), span after span."""
-    layout = h5py.VirtualLayout((length, *SHAPE), dtype)
-    start = 0
-    for shard, first, last in _joined(spans):
-        there = sources[shard].masks if name == "mask" else sources[shard].rows
-        layout[start : start + last - first] = h5py.VirtualSource(sources[shard].name, name, (there, *SHAPE))[
-            first:last
-        ]
-        start += last - first
-    file.create_virtual_dataset(name, layout, fillvalue=fill)
-
-
-def _joined(spans: Sequence[Span]) -> Iterator[Span]:
-    """Neighbouring spans of one shard as one: fewer mappings, faster to open."""
-    current: Span | None = None
-    for shard, first, last in spans:
-        if current is not None and (shard, first) == (current[0], current[2]):
-            current = (shard, current[1], last)
-            continue
-        if current is not None:
-            yield current
-        current = (shard, first, last)
-    if current is not None:
-        yield current

@@ -1,18 +1,22 @@
-"""Pictures that know what they were made from: PNG files whose `provenance` text holds their digest. version 1"""
+"""Pictures that know what they were made from, as PNG files. version 1
+
+Each has three PNG texts: `format`, "panel"; `version`; and `provenance`, the digest of what it was made from.
+"""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, data_version
+from sam_laplace_assets.domain.plan import Item, Record
 from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage.store import PlainStore
 
+VERSION = 1
 PART = "png"
-TEXT = "provenance"
+PROVENANCE = "provenance"
 
 
-class PanelStore:
+class PanelStore(PlainStore):
     """The pictures of one partition; an item's value is a PNG file's bytes."""
 
     def __init__(self, folder: Path) -> None:
@@ -32,20 +36,13 @@ class PanelStore:
         files.write_bytes(self.locate(item), _sign(value, item.parts[PART]))
         return Record(item.parts, dict(item.parts))
 
-    def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
-        """Digest over what the pictures show."""
-        return data_version(plan, records)
-
-    def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
-        """Always: there is nothing beside the items."""
-        return True
-
 
 def _sign(png: bytes, provenance: str) -> bytes:
     from PIL import Image, PngImagePlugin
 
     text = PngImagePlugin.PngInfo()
-    text.add_text(TEXT, provenance)
+    for name, value in {"format": "panel", "version": str(VERSION), PROVENANCE: provenance}.items():
+        text.add_text(name, value)
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
         picture.save(buffer, "PNG", pnginfo=text, optimize=True)
@@ -57,9 +54,12 @@ def _read(path: Path) -> Record | None:
 
     try:
         with Image.open(path) as picture:
-            made_from: Any = picture.info[TEXT]
+            texts = {name: str(picture.info[name]) for name in ("version", PROVENANCE)}
+            files.refuse_newer(path, texts["version"], version=VERSION)
             picture.load()
+    except files.NewerFormat:
+        raise
     except (OSError, KeyError, SyntaxError, ValueError):
         return None
-    parts: Mapping[str, str] = {PART: str(made_from)}
+    parts = {PART: texts[PROVENANCE]}
     return Record(parts, parts)

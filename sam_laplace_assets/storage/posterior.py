@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
+from sam_laplace_assets.domain.plan import Item, Record
 from sam_laplace_assets.storage import files, weights
+from sam_laplace_assets.storage.runs import RunStore, refuse_finished
 from sam_laplace_assets.storage.store import NotMade
 
 VERSION = 1
@@ -56,15 +57,8 @@ class PosteriorRun:
         return dict(weights.load(_verified(self.folder, STATE, self.meta)))
 
 
-class PosteriorStore:
+class PosteriorStore(RunStore):
     """The posteriors of one training split; the item is a run, its value a `FittedPosterior`."""
-
-    def __init__(self, folder: Path, pointer: Path) -> None:
-        self._folder, self._pointer = folder, pointer
-
-    def locate(self, item: Item) -> Path:
-        """The run's folder."""
-        return self._folder / f"run_{item.key}"
 
     def records(self, items: Sequence[Item]) -> dict[str, Record]:
         """The posteriors that are there; a damaged one is an error, since it is never made over."""
@@ -75,8 +69,9 @@ class PosteriorStore:
         return {key: _record(meta) for key, meta in metas.items() if meta is not None}
 
     def write(self, item: Item, parts: frozenset[str], value: FittedPosterior) -> Record:
-        """Store a posterior."""
+        """Store a posterior. Raises `Damaged` where there is one: what was finished is never made over."""
         folder = self.locate(item)
+        refuse_finished(folder / META)
         config = yaml.safe_dump(dict(value.config), sort_keys=False)
         contents = {STATE: weights.dump(value.state), CONFIG: config.encode()}
         meta = {"format": "laplace_posterior", "version": VERSION, "run_id": item.key, **value.meta}
@@ -85,20 +80,6 @@ class PosteriorStore:
         named = {folder / name: content for name, content in contents.items()}
         files.write_set({**named, folder / META: files.json_bytes(meta)})
         return _record(meta)
-
-    def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
-        """Point to the run as the current one."""
-        if not self.finished(plan, records):
-            files.write_json(self._pointer, self._pointing(plan, records))
-        return next(iter(records.values())).contents[PART]
-
-    def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
-        """Whether the pointer names the run."""
-        return self._pointer.exists() and files.read_json(self._pointer) == self._pointing(plan, records)
-
-    def _pointing(self, plan: Plan | Course, records: Mapping[str, Record]) -> dict[str, Any]:
-        (run_id,) = records
-        return {"format": "pointer", "version": VERSION, "run_id": run_id, "overrides": dict(plan.finish or {})}
 
 
 def _record(meta: Mapping[str, Any]) -> Record:

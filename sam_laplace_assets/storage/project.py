@@ -83,6 +83,14 @@ class Project:
         """All pointers to current posteriors."""
         return sorted(self.posteriors.glob("current-*.json"))
 
+    def packed_splits(self) -> list[str]:
+        """Splits that have a pack."""
+        return sorted(path.stem for path in self.packs.glob("*.h5"))
+
+    def fitted_splits(self) -> list[str]:
+        """Training splits that have a current posterior."""
+        return [path.stem.removeprefix("current-") for path in self.posterior_pointers()]
+
     def panels(self, split: str) -> Path:
         """Folder of a split's debug panels."""
         return self.root / "reports" / "debug_panels" / _checked(split)

@@ -4,10 +4,11 @@ format, version   "prompt_sets", 1
 sample_id         "<class>/<stem>"
 image_h, image_w  size of the image that the points lie on, pixels
 provenance        what the sets were drawn from: mask digest, image size, seed, counts
+points_digest     of the points of all sets
 prompt_sets       [{promptset_id, k_pairs, pos: [[x, y], ...], neg: [[x, y], ...]}], pixels of the original image
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sam_laplace_assets.storage.store import FileStore, listing
 
 VERSION = 1
 PART = "prompts"
+DELETE = "Delete it and materialise prompt_sets again."
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,16 @@ class Prompts:
         return cls(folder, {key: dict(entry.record.summary) for key, entry in ledger.entries.items()}, ledger.complete)
 
     def read(self, key: str) -> tuple[PromptSet, ...]:
-        """The prompt sets of one sample."""
-        return read_prompt_sets(self.folder / f"{key}.json")
+        """The prompt sets of one sample.
+
+        Raises:
+            ValueError: the file does not hold the points that it should; names it and says what to do.
+        """
+        path = self.folder / f"{key}.json"
+        sets = read_prompt_sets(path)
+        if _points(sets) != self.points[key]:
+            raise ValueError(f"{path} holds other points than when it was listed. Materialise prompt_sets again.")
+        return sets
 
 
 class PromptStore(FileStore):
@@ -56,18 +66,22 @@ class PromptStore(FileStore):
         return files.signature(self._folder / f"{key}.json")
 
     def read_record(self, key: str) -> Record | None:
-        """The record of a sample's JSON file; None if it is not a whole one of this version."""
+        """The record of a sample's JSON file; None if it is not a whole one. Raises `NewerFormat`."""
+        path = self._folder / f"{key}.json"
         try:
-            return _record(_read(self._folder / f"{key}.json"))
-        except (ValueError, KeyError, TypeError):
+            return _record(_read(path), read_prompt_sets(path))
+        except files.NewerFormat:
+            raise
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write_files(self, item: Item, parts: frozenset[str], value: Sequence[PromptSet]) -> Record:
         """Write the sample's JSON file."""
         document = {"format": "prompt_sets", "version": VERSION, **item.source.header()}
+        document["points_digest"] = digest(_points(value))
         document["prompt_sets"] = [_as_json(prompt_set) for prompt_set in value]
         files.write_json(self.locate(item), document)
-        return _record(document)
+        return _record(document, value)
 
 
 def ledger_path(folder: Path) -> Path:
@@ -76,8 +90,16 @@ def ledger_path(folder: Path) -> Path:
 
 
 def read_prompt_sets(path: Path) -> tuple[PromptSet, ...]:
-    """The prompt sets in a JSON file."""
-    return tuple(_from_json(value) for value in _read(path)["prompt_sets"])
+    """The prompt sets in a JSON file.
+
+    Raises:
+        ValueError: the file is damaged; names it and says what to do.
+    """
+    document = _read(path)
+    sets = tuple(_from_json(value) for value in document["prompt_sets"])
+    if digest(_points(sets)) != document["points_digest"]:
+        raise ValueError(f"{path} is damaged: its points are not those that were drawn. {DELETE}")
+    return sets
 
 
 def points_digest(prompt_set: PromptSet) -> str:
@@ -86,16 +108,18 @@ def points_digest(prompt_set: PromptSet) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    document = files.read_json(path)
-    if document["version"] > VERSION:
-        raise ValueError(f"{path} has format version {document['version']}, this package reads up to {VERSION}.")
-    return dict(document)
+    document = dict(files.read_json(path))
+    files.refuse_newer(path, document["version"], version=VERSION)
+    return document
 
 
-def _record(document: dict[str, Any]) -> Record:
-    sets = [_from_json(value) for value in document["prompt_sets"]]
-    points = {f"{one.promptset_id:04d}": points_digest(one) for one in sets}
+def _record(document: Mapping[str, Any], sets: Sequence[PromptSet]) -> Record:
+    points = _points(sets)
     return Record({PART: digest(document["provenance"])}, {PART: digest(points)}, points)
+
+
+def _points(sets: Sequence[PromptSet]) -> dict[str, str]:
+    return {f"{one.promptset_id:04d}": points_digest(one) for one in sets}
 
 
 def _as_json(one: PromptSet) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from sam_laplace_assets.storage.store import FileStore, listing
 
 VERSION = 1
 ARRAYS = {"logits": ("logits_256",), "maps": ("pos_map", "neg_map")}
+NAMES = {"meta.json", *(f"{array}.npy" for part in ARRAYS.values() for array in part)}
 Provenance = Mapping[str, Any]
 
 
@@ -97,7 +98,7 @@ class SamStore(FileStore):
         """Names, sizes and times of all files of a sample."""
         try:
             return digest(sorted(_entries(self._folder / key)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ""
 
     def read_record(self, key: str) -> Record | None:
@@ -156,24 +157,26 @@ def parse_array(content: bytes) -> np.ndarray:
 
 
 def _entries(folder: Path) -> Iterator[str]:
+    """Names, sizes and times of the files of all prompt sets; what does not belong there is not looked at."""
     with os.scandir(folder) as sets:
-        for one in sets:
+        for one in (one for one in sets if one.name.startswith("promptset_") and one.is_dir()):
             with os.scandir(one.path) as entries:
-                for entry in entries:
+                for entry in (entry for entry in entries if entry.name in NAMES):
                     state = entry.stat()
                     yield f"{one.name}/{entry.name}:{state.st_size}:{state.st_mtime_ns}"
 
 
 def _whole_meta(folder: Path) -> dict[str, Any] | None:
-    """meta.json of a prompt set, with only the parts whose files are those that it names."""
+    """meta.json of a prompt set, with only the parts whose files are those that it names. Raises `NewerFormat`."""
     try:
         meta = files.read_json(folder / "meta.json")
+        files.refuse_newer(folder / "meta.json", meta["version"], version=VERSION)
         whole = {part for part, arrays in ARRAYS.items() if all(_matches(folder, meta, name) for name in arrays)}
         provenance = {part: value for part, value in meta["provenance"].items() if part in whole}
+    except files.NewerFormat:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if meta.get("version", 0) > VERSION:
-        raise ValueError(f"{folder} has format version {meta['version']}, this package reads up to {VERSION}. Upgrade.")
     return {**meta, "provenance": provenance}
 
 
@@ -201,9 +204,13 @@ def _encode(folder: Path, key: str, output: SetOutput) -> tuple[dict[Path, bytes
     kept: dict[str, Any] = {"sha256": {}, "provenance": {}}
     if output.provenance.keys() != ARRAYS.keys():
         kept |= _whole_meta(folder) or {}
-    meta = {"format": "sam_cache", "version": VERSION, "safe_id": key, "promptset_id": output.promptset_id}
-    meta |= {name: value for name, value in kept.items() if name not in meta} | dict(output.facts)
-    meta |= {"logits_size": [LOW_RES, LOW_RES], "dtypes": dict.fromkeys(sum(ARRAYS.values(), ()), "float16")}
-    meta["sha256"] = kept["sha256"] | {name: files.sha256(content) for name, content in arrays.items()}
-    meta["provenance"] = kept["provenance"] | dict(output.provenance)
+    sha256 = kept["sha256"] | {name: files.sha256(content) for name, content in arrays.items()}
+    always = {
+        "format": "sam_cache", "version": VERSION, "safe_id": key, "promptset_id": output.promptset_id,
+        "logits_size": [LOW_RES, LOW_RES], "dtypes": dict.fromkeys(sum(ARRAYS.values(), ()), "float16"),
+        "sha256": dict(sorted(sha256.items())),
+        "provenance": dict(sorted({**kept["provenance"], **output.provenance}.items())),
+    }  # fmt: skip
+    facts = {name: value for name, value in sorted({**kept, **output.facts}.items()) if name not in always}
+    meta = always | facts
     return {folder / name: content for name, content in arrays.items()}, meta

@@ -60,9 +60,10 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.temporary = self.folder / f"{files.TEMPORARY}{uuid.uuid4().hex}"
         self.file = self.stack.enter_context(h5py.File(self.temporary, "w", libver="v110", locking=False))
-        for name in ARRAYS:
-            self.file.create_dataset(name, (0, *SHAPE), "float16", maxshape=(None, *SHAPE), chunks=(1, *SHAPE))
-        self.file.create_dataset("mask", (0, *SHAPE), "uint8", maxshape=(None, *SHAPE), chunks=(1, *SHAPE))
+        for name, dtype in {**dict.fromkeys(ARRAYS, "float16"), "mask": "uint8"}.items():
+            self.file.create_dataset(
+                name, (0, *SHAPE), dtype, maxshape=(None, *SHAPE), chunks=(1, *SHAPE), fletcher32=True
+            )
 
     def add(self, item: Item, sample: PackedSample) -> None:
         """Append a sample and its rows."""
@@ -75,8 +76,8 @@ class ShardWriter:
         self.k_pairs.extend(sample.k_pairs)
         self.first_row.append(len(self.promptset_id))
 
-    def close(self) -> None:
-        """Complete the shard and put it in its place."""
+    def close(self) -> str:
+        """Complete the shard and put it in its place; its name there."""
         for name in ("promptset_id", "k_pairs", "first_row"):
             self.file.create_dataset(name, data=np.asarray(getattr(self, name), dtype=np.int64))
         write_strings(self.file, "safe_id", self.keys)
@@ -84,8 +85,10 @@ class ShardWriter:
         self.file.attrs.update({"format": "pack_shard", "version": VERSION})
         self.stack.close()
         files.sync(self.temporary)
-        self.temporary.replace(self.folder / f"{digest([self.keys, self.digests])[:24]}.h5")
+        name = f"{digest([self.keys, self.digests])[:24]}.h5"
+        self.temporary.replace(self.folder / name)
         files.sync(self.folder)
+        return name
 
     def abandon(self) -> None:
         """Leave nothing behind."""
@@ -111,9 +114,10 @@ class ShardSource:
 
 
 def read_slots(path: Path) -> dict[tuple[str, str], Slot]:
-    """(safe_id, rows_digest) -> where that sample lies; nothing if the shard cannot be read."""
+    """(safe_id, rows_digest) -> where that sample lies; nothing if the shard cannot be read. Raises `NewerFormat`."""
     try:
         with h5py.File(path, "r", locking=False) as file:
+            files.refuse_newer(path, file.attrs["version"], version=VERSION)
             keys, digests = (file[name].asstr()[:] for name in ("safe_id", "rows_digest"))
             first = file["first_row"][:].tolist()
     except (OSError, KeyError):

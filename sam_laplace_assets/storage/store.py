@@ -40,6 +40,31 @@ class Store(Protocol):
         ...
 
 
+class PlainStore:
+    """A partition that is whole when its items are: there is nothing beside them."""
+
+    def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
+        """Digest over what the items hold."""
+        return data_version(plan, records)
+
+    def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
+        """Always."""
+        return True
+
+
+class OneItemStore(PlainStore):
+    """A partition of one item with one part, whose digest is the partition's data version."""
+
+    def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
+        """Digest of what the item holds; empty where it could not be made."""
+        return content_of_one(records)
+
+
+def content_of_one(records: Mapping[str, Record]) -> str:
+    """Digest of what the one item with one part holds; empty where it is not there."""
+    return next((content for record in records.values() for content in record.contents.values()), "")
+
+
 class LedgerStore:
     """A partition whose records are remembered in a ledger."""
 
@@ -65,9 +90,10 @@ class LedgerStore:
         return Entry(entry.signature, entry.record.of(item))
 
     def _remember(self, key: str, signature: str, record: Record) -> Record:
+        """Take an item that was written into the ledger, which is saved now and then, as one in the making."""
         self._ledger.entries[key] = Entry(signature, record)
         if time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:
-            self._ledger.complete = False
+            self._ledger.complete, self._ledger.data_version = False, ""
             self._ledger.save()
             self._saved = time.monotonic()
         return record
@@ -103,8 +129,8 @@ class FileStore(LedgerStore, ABC):
 
     def records(self, items: Sequence[Item]) -> dict[str, Record]:
         """What is there of these items; files that changed since they were last looked at are read."""
-        found = ((item.key, self._look(item)) for item in items)
-        return {key: record for key, record in found if record is not None}
+        found = ((item, self._look(item)) for item in items)
+        return {item.key: record.of(item) for item, record in found if record is not None}
 
     def write(self, item: Item, parts: frozenset[str], value: Any) -> Record:
         """Put an item on disk, then into the ledger."""
@@ -120,16 +146,18 @@ class FileStore(LedgerStore, ABC):
         if record is None:
             self._ledger.entries.pop(item.key, None)
             return None
-        return self._remember(item.key, now, record)
+        self._ledger.entries[item.key] = Entry(now, record)  # not saved: who only looks writes nothing
+        return record
 
 
 def listing(path: Path, *, name: str) -> Ledger:
-    """The ledger of a partition that was made.
+    """The ledger of a partition that was made to its end.
 
     Raises:
         NotMade: it was not; says which asset to materialise.
     """
     ledger = Ledger.load(path)
     if not ledger.data_version:
-        raise NotMade(f"{name} has not been made yet: {path.name} is not there. Materialise {name} first.")
+        found = "was not made to its end" if ledger.entries else f"has not been made yet: {path.name} is not there"
+        raise NotMade(f"{name} {found}. Materialise {name} first.")
     return ledger

@@ -17,7 +17,7 @@ NOTE = b"sam_laplace_assets"
 
 
 class TableRefused(ValueError):
-    """A table is not there, unreadable, of another layout or of a newer version."""
+    """A table is not there, unreadable or of another layout."""
 
 
 def path_of(stem: Path, table_format: Format) -> Path:
@@ -28,14 +28,16 @@ def path_of(stem: Path, table_format: Format) -> Path:
 def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema, note: Mapping[str, Any]) -> None:
     """Put a table at `path` (.parquet or .csv), with a note (format, version, provenance) that travels with it.
 
-    The note of a CSV lies beside it, in `<name>.csv.json`, and is written first: a note names its table's SHA-256.
+    The note of a CSV lies beside it, in `<name>.csv.json`, and is written last: it names its table's SHA-256. Pages of
+    a Parquet file carry checksums.
     """
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     if path.suffix == ".csv":
         _write_csv(path, table, note)
         return
     with files.replacing(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({NOTE: json.dumps(dict(note)).encode()}), temporary)
+        noted = table.replace_schema_metadata({NOTE: json.dumps(dict(note)).encode()})
+        pq.write_table(noted, temporary, write_page_checksum=True)
 
 
 def _write_csv(path: Path, table: pa.Table, note: Mapping[str, Any]) -> None:
@@ -53,21 +55,19 @@ def read_note(path: Path, *, version: int) -> dict[str, Any] | None:
     """The note of the table at `path`, or None where there is no whole table.
 
     Raises:
-        TableRefused: the table was written by a newer version.
+        NewerFormat: the table was written by a newer version.
     """
     try:
-        note = _csv_note(path) if path.suffix == ".csv" else json.loads(pq.read_metadata(path).metadata[NOTE])
+        note = _csv_note(path) if path.suffix == ".csv" else dict(json.loads(pq.read_metadata(path).metadata[NOTE]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if note is not None and note.get("version", 0) > version:
-        raise TableRefused(
-            f"{path} has format version {note['version']}, this package reads up to {version}. Upgrade the package."
-        )
+    if note is not None:
+        files.refuse_newer(path, note.get("version", 0), version=version)
     return note
 
 
 def _csv_note(path: Path) -> dict[str, Any] | None:
-    note = files.read_json(_note_path(path))
+    note = dict(files.read_json(_note_path(path)))
     return note if note["sha256"] == files.file_sha256(path) else None
 
 
@@ -80,12 +80,23 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     if not path.exists():
         raise TableRefused(f"{path} does not exist. Materialise the asset that writes it first.")
     try:
-        if path.suffix == ".csv":
-            options = pyarrow.csv.ConvertOptions(column_types=schema, strings_can_be_null=True)
-            table = pyarrow.csv.read_csv(path, convert_options=options)
-        else:
-            table = pq.read_table(path)
+        table = _read_csv(path, schema) if path.suffix == ".csv" else _read_parquet(path)
         frame: pd.DataFrame = table.select(schema.names).cast(schema).to_pandas()
         return frame
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise TableRefused(f"{path} is not a table of {schema.names}: {error}. Delete it and make it again.") from error
+
+
+def _read_csv(path: Path, schema: pa.Schema) -> pa.Table:
+    """A null is an empty field without quotes; whatever is quoted is a string, "NA" and "" too."""
+    return pyarrow.csv.read_csv(
+        path,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=schema, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
+    )
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    return pq.ParquetFile(path, page_checksum_verification=True).read()

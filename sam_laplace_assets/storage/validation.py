@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
+from sam_laplace_assets.domain.plan import Item, Record
 from sam_laplace_assets.storage import files
 from sam_laplace_assets.storage.pack import Pack
-from sam_laplace_assets.storage.store import NotMade
+from sam_laplace_assets.storage.store import NotMade, OneItemStore
 
 VERSION = 1
 PART = "pack"
 
 
-class ValidationStore:
+class ValidationStore(OneItemStore):
     """The name of one pack; the item's value is a `Pack`."""
 
     def __init__(self, path: Path) -> None:
@@ -32,8 +32,8 @@ class ValidationStore:
         """The pack that is named now."""
         if not self._path.exists():
             return {}
-        named = files.read_json(self._path)
-        return {item.key: _record(named) for item in items}
+        record = _record(_read(self._path))
+        return {item.key: record for item in items}
 
     def write(self, item: Item, parts: frozenset[str], value: Pack) -> Record:
         """Name a pack."""
@@ -42,24 +42,22 @@ class ValidationStore:
         files.write_json(self._path, named)
         return _record(named)
 
-    def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
-        """The pack's own data version."""
-        return next(iter(records.values())).contents[PART]
-
-    def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
-        """Always: there is nothing beside the items."""
-        return True
-
 
 def open_validation_pack(path: Path) -> Pack:
     """The pack that is named. Raises `NotMade`, or `PackRefused` if it is not the one that was named."""
     if not path.exists():
         raise NotMade(f"{path.name} is not there. Materialise validation_pack first.")
-    named = files.read_json(path)
+    named = _read(path)
     pack = Pack.open(path.with_name(named["pack"]))
     if pack.data_version != named["data_version"]:
         raise NotMade(f"{pack.path.name} has changed since it became the validation pack. Materialise validation_pack.")
     return pack
+
+
+def _read(path: Path) -> dict[str, Any]:
+    named = dict(files.read_json(path))
+    files.refuse_newer(path, named["version"], version=VERSION)
+    return named
 
 
 def _record(named: Mapping[str, Any]) -> Record:

@@ -45,10 +45,9 @@ def verified(places: Sequence[Path], sha256: str, *, named_by: str) -> bytes:
 
 
 def read_versioned(path: Path, *, version: int) -> dict[str, Any]:
-    """A JSON file that says its format version. Raises `Damaged` if it is newer than this package."""
+    """A JSON file that says its format version. Raises `NewerFormat`, or `Damaged` if it is not there."""
+    if not path.exists():
+        raise Damaged(f"{path} is missing. Put it back, or materialise again.")
     document = dict(files.read_json(path))
-    if document["version"] > version:
-        raise Damaged(
-            f"{path} has format version {document['version']}, this package reads up to {version}. Upgrade the package."
-        )
+    files.refuse_newer(path, document["version"], version=version)
     return document

@@ -1,0 +1,57 @@
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sam_laplace_assets.domain.plan import Record
+from sam_laplace_assets.storage import files, ledger, tables
+from sam_laplace_assets.storage.ledger import Entry, Ledger
+from sam_laplace_assets_tests.storage.fakes import cut, flip
+
+WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=5)
+ENTRIES = st.dictionaries(
+    WORDS,
+    st.builds(
+        Entry, WORDS, st.builds(Record, st.dictionaries(WORDS, WORDS), st.dictionaries(WORDS, WORDS),
+                                st.dictionaries(WORDS, st.none() | st.integers() | WORDS)),
+    ),
+    max_size=4,
+)  # fmt: skip
+
+
+def some(path, n=3):
+    record = Record({"part": "a"}, {"part": "b"}, {"fact": 1})
+    return Ledger(path, {f"key {at}": Entry("seen", record) for at in range(n)}, True, "v1")
+
+
+@settings(max_examples=40, deadline=None)
+@given(ENTRIES, st.booleans(), WORDS)
+def test_a_ledger_comes_back_as_it_was_in_its_order(tmp_path_factory, entries, complete, version):
+    kept = Ledger(tmp_path_factory.mktemp("ledger") / "l.parquet", entries, complete, version)
+    kept.save()
+    back = Ledger.load(kept.path)
+    assert back == kept
+    assert list(back.entries) == list(entries)
+
+
+@pytest.mark.parametrize("harm", [cut, lambda path: flip(path, at=400), lambda path: path.write_bytes(b"")])
+def test_a_ledger_that_cannot_be_read_is_an_empty_one(tmp_path, harm):
+    kept = some(tmp_path / "l.parquet", n=500)
+    kept.save()
+    harm(kept.path)
+    assert Ledger.load(kept.path) == Ledger(kept.path)
+
+
+def test_a_ledger_whose_rows_are_no_json_is_an_empty_one(tmp_path):
+    path = tmp_path / "l.parquet"
+    frame = pd.DataFrame([("key", "", "{", "{}", "{}")], columns=ledger.SCHEMA.names)
+    tables.write_table(path, frame, ledger.SCHEMA, {"version": 1, "complete": True, "data_version": "v"})
+    assert Ledger.load(path) == Ledger(path)
+
+
+def test_a_newer_ledger_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "VERSION", 2)
+    some(tmp_path / "l.parquet").save()
+    monkeypatch.setattr(ledger, "VERSION", 1)
+    with pytest.raises(files.NewerFormat, match="Upgrade"):
+        Ledger.load(tmp_path / "l.parquet")
