@@ -6,11 +6,11 @@ import dagster as dg
 
 from sam_laplace_assets.assets.champion import Candidate
 from sam_laplace_assets.settings import load_settings
-from sam_laplace_assets.storage.head import current_run
 from sam_laplace_assets.storage.index import read_index
 from sam_laplace_assets.storage.manifest import read_rows
 from sam_laplace_assets.storage.pack import open_pack
 from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.runs import current_run
 from sam_laplace_assets.storage.store import NotMade
 
 PARTITION_TAG = "dagster/partition"

@@ -12,7 +12,7 @@ from sam_laplace_assets.reporting import LoggedProgress, metadata_of
 from sam_laplace_assets.resources.tracking import TrackedRun, TrackingResource
 from sam_laplace_assets.settings import Settings, load_settings
 from sam_laplace_assets.storage.champion import Champion, ChampionStore, require_champion
-from sam_laplace_assets.storage.head import HeadRun, HeadStore, current_run
+from sam_laplace_assets.storage.head import HeadRun, HeadStore
 from sam_laplace_assets.storage.index import IndexStore, TrainingIndex, read_index
 from sam_laplace_assets.storage.manifest import AllSamples, Manifest, ManifestStore, open_manifest
 from sam_laplace_assets.storage.materialise import Outcome, TooManyFailed, materialise, run_course
@@ -21,6 +21,7 @@ from sam_laplace_assets.storage.panels import PanelStore
 from sam_laplace_assets.storage.posterior import PosteriorRun, PosteriorStore
 from sam_laplace_assets.storage.project import Project, roots_of
 from sam_laplace_assets.storage.prompts import Prompts, PromptStore
+from sam_laplace_assets.storage.runs import current_run
 from sam_laplace_assets.storage.sam import SamCache, SamStore
 from sam_laplace_assets.storage.store import NotMade, Store
 from sam_laplace_assets.storage.validation import ValidationStore, open_validation_pack

@@ -223,11 +223,11 @@ def _read_yaml(source: Path) -> dict[str, Any]:
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(
-            f"Settings file {source} cannot be read as YAML; mend it, or write a new one with `sam-laplace init`: {error}"
+            f"Settings file {source} cannot be read as YAML; mend it, or write one with `sam-laplace init`: {error}"
         ) from error
     if not isinstance(raw, dict):
         raise SettingsError(f"Settings file {source} holds {type(raw).__name__}, not sections. See `sam-laplace init`.")
-    return raw
+    return {key: value for key, value in raw.items() if value is not None}  # a section whose keys are all commented out
 
 
 def _translate_wandb(raw: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -277,8 +277,11 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(_explain_one(dict(item)) for item in error.errors())
 
 
+TYPES = ("literal[", "constrained-")  # pydantic names which type of a union it tried
+
+
 def _explain_one(item: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(part for part in map(str, item["loc"]) if not part.startswith(TYPES))
     if item["type"] == "extra_forbidden":
         return f"  {key}: unknown key. Remove it, or see `sam-laplace init` for the keys that exist."
     if item["type"] == "missing":

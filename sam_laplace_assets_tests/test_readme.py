@@ -1,5 +1,6 @@
 """What the README says is so."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -57,5 +58,5 @@ def test_its_links_lead_somewhere():
 def _edges(text):
     for line in text.strip().splitlines():
         stops = [part.split("&") for part in re.split(r'-- ".*?" -->|-->|-\.->', line)]
-        for left, right in zip(stops, stops[1:], strict=False):
+        for left, right in itertools.pairwise(stops):
             yield from ((a.strip(), b.strip()) for a in left for b in right)

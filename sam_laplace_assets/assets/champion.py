@@ -109,9 +109,10 @@ def score_candidate(candidate: Candidate, pack: Pack, settings: Settings) -> "Sc
     """What SAM, the head and the posterior score on a pack, row by row."""
     from sam_laplace_assets.domain.evaluation import score
     from sam_laplace_assets.resources.checkpoints import resolve_device
+    from sam_laplace_assets.storage.rows import read_rows
 
     head, laplace = candidate.restore()
-    rows = pack.rows(memory_budget=settings.training.memory_budget)
+    rows = read_rows(pack, memory_budget=settings.training.memory_budget)
     return score(head, laplace, rows, logit_clip=candidate.posterior.meta["logit_clip"],
                  batch_size=settings.training.batch_size, device=resolve_device(settings.sam.device))  # fmt: skip
 

@@ -80,9 +80,10 @@ def train_epochs(
     """The epochs that follow a saved state."""
     from sam_laplace_assets.domain.training import train
     from sam_laplace_assets.resources.checkpoints import resolve_device
+    from sam_laplace_assets.storage.rows import read_rows
 
     device = resolve_device(settings.sam.device)
-    rows, judged = (one.rows(memory_budget=training.memory_budget) for one in (pack, validation))
+    rows, judged = (read_rows(one, memory_budget=training.memory_budget) for one in (pack, validation))
     if sanity_check and state is None:
         _require_learnable(rows, settings, training, device=device)
     taken = training.model_dump(exclude=NOT_IN_ID)
@@ -144,7 +145,7 @@ def report(item: Item, training: TrainingSettings, settings: Settings) -> Report
              "epochs": len(run.history), "SHA-256 of best.pt": run.best_sha256}  # fmt: skip
     model = Registered(model_names(settings.mlflow)["head"], item.key)
     return Report(facts=facts, params=training.model_dump(), metrics={"best_val_iou": best["val_iou"]}, model=model,
-                  tables={"epochs": list(run.history)}, pictures={"curves": draw_curves(run.history)},
+                  tables={"history": list(run.history)}, pictures={"curves": draw_curves(run.history)},
                   files={"head.safetensors": as_safetensors(run.weights()), "config.yaml": _read(run, "config.yaml"),
                          "epoch_state.json": _read(run, "epoch_state.json")})  # fmt: skip
 

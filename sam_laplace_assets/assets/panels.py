@@ -74,5 +74,5 @@ def draw(source: PanelSource) -> bytes:
 def report(items: Sequence[Item], folder: Path) -> Report:
     """The first panels as one picture."""
     shown = [(folder / f"{item.key}.png").read_bytes() for item in items[:SHOWN]]
-    facts: dict[str, Any] = {"panels": len(items), "folder": str(folder)}
+    facts: dict[str, Any] = {"folder": str(folder)}
     return Report(facts=facts, pictures={"panels": contact_sheet(shown)} if shown else {})

@@ -73,12 +73,13 @@ def fit(
     from sam_laplace_assets.domain.posterior import build_laplace
     from sam_laplace_assets.domain.prior import tune_prior_precision
     from sam_laplace_assets.resources.checkpoints import resolve_device
+    from sam_laplace_assets.storage.rows import read_rows
 
     network = restore_head(head.weights())
     training = settings.training
     passes: dict[str, Any] = {"logit_clip": training.logit_clip, "batch_size": training.batch_size,
                               "device": resolve_device(settings.sam.device)}  # fmt: skip
-    rows, judged = (one.rows(memory_budget=training.memory_budget) for one in (pack, validation))
+    rows, judged = (read_rows(one, memory_budget=training.memory_budget) for one in (pack, validation))
     curvature = fit_curvature(network, rows, target_layer=laplace.target_layer, approx=laplace.approx, **passes)
     temperature = resolve_temperature(curvature, laplace.likelihood_temperature)
     search = tune_prior_precision(network, curvature, judged, prior_precision_grid=laplace.prior_precision_grid,
@@ -125,7 +126,7 @@ def report(item: Item, settings: Settings) -> Report:
                "log_marginal_likelihood": run.meta["log_marginal_likelihood"]}  # fmt: skip
     metrics |= {f"val_nll_at_{row['prior precision']:g}".replace("+", ""): row["validation NLL"] for row in table}
     return Report(
-        facts=facts, params=settings.laplace.model_dump(), metrics=metrics, tables={"prior precision": table},
+        facts=facts, params=settings.laplace.model_dump(), metrics=metrics, tables={"prior grid": table},
         pictures={"prior search": picture}, model=Registered(model_names(settings.mlflow)["posterior"], item.key),
         files={name: (run.folder / name).read_bytes() for name in (STATE, CONFIG, META)},
     )  # fmt: skip

@@ -21,7 +21,6 @@ import yaml
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
 from sam_laplace_assets.storage import files, weights
 from sam_laplace_assets.storage.runs import RunStore, refuse_finished
-from sam_laplace_assets.storage.runs import current_run as current_run
 from sam_laplace_assets.storage.store import NotMade
 
 VERSION = 1

@@ -22,7 +22,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -33,11 +32,7 @@ from sam_laplace_assets.storage.layout import Layout, write_layout
 from sam_laplace_assets.storage.shards import ARRAYS, PART, SHAPE, VERSION, PackedSample, ShardWriter, Slot, read_slots
 from sam_laplace_assets.storage.store import NotMade
 
-if TYPE_CHECKING:
-    from sam_laplace_assets.domain.pack import Rows
-
 ROWS_PER_SHARD = 1024
-GIB = 1 << 30
 LIVE_FRACTION = 0.5
 
 
@@ -180,12 +175,6 @@ class Pack:
     def bytes(self) -> int:
         """Size of its arrays in memory."""
         return len(self) * (len(ARRAYS) * 2 + 1) * SHAPE[0] * SHAPE[1]
-
-    def rows(self, *, memory_budget: float) -> "Rows":
-        """Its rows, in memory when they fit into `memory_budget` GiB, else read from disk batch by batch."""
-        from sam_laplace_assets.storage.rows import StreamedRows, load_rows
-
-        return load_rows(self) if self.bytes <= memory_budget * GIB else StreamedRows(self)
 
 
 def open_pack(path: Path) -> h5py.File:

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_laplace_assets.domain.pack import MemoryRows
+from sam_laplace_assets.domain.pack import MemoryRows, Rows
 from sam_laplace_assets.storage.layout import MISSING
 from sam_laplace_assets.storage.pack import Pack, PackRefused, check_shards, open_pack
 from sam_laplace_assets.storage.shards import ARRAYS, SHAPE
 
+GIB = 1 << 30
 BLOCK = 64
 
 
@@ -40,6 +41,11 @@ class OpenPack:
             check_shards(self._path, self.file)
             raise PackRefused(f"{self._path} lost a shard while it was read. Run again.")
         return masks > 0
+
+
+def read_rows(pack: Pack, *, memory_budget: float) -> Rows:
+    """Its rows, in memory when they fit into `memory_budget` GiB, else read from disk batch by batch."""
+    return load_rows(pack) if pack.bytes <= memory_budget * GIB else StreamedRows(pack)
 
 
 def load_rows(pack: Pack) -> MemoryRows:

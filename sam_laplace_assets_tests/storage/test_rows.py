@@ -8,7 +8,7 @@ import torch
 
 from sam_laplace_assets.domain.pack import batches
 from sam_laplace_assets.storage.pack import Pack, PackRefused, PackStore
-from sam_laplace_assets.storage.rows import StreamedRows, load_rows
+from sam_laplace_assets.storage.rows import StreamedRows, load_rows, read_rows
 from sam_laplace_assets_tests.storage.fakes import KEYS, make, pack_plan
 
 
@@ -35,8 +35,8 @@ def test_streamed_rows_are_those_that_are_loaded(opened):
 
 def test_rows_are_streamed_where_they_do_not_fit_into_memory(opened):
     gib = opened.bytes / 2**30
-    assert isinstance(opened.rows(memory_budget=gib * 0.99), StreamedRows)
-    assert not isinstance(opened.rows(memory_budget=gib), StreamedRows)
+    assert isinstance(read_rows(opened, memory_budget=gib * 0.99), StreamedRows)
+    assert not isinstance(read_rows(opened, memory_budget=gib), StreamedRows)
 
 
 def test_batches_read_ahead_by_a_thread(opened):
