@@ -4,7 +4,7 @@ An asset says what it wants by the same function that Dagster calls, its store s
 is what is stale. So nothing is stale that a run would leave alone, and nothing fresh that it would make again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import dagster as dg
 
 from sam_laplace_assets.assets.graph import ASSETS
 from sam_laplace_assets.domain.plan import Plan, missing
-from sam_laplace_assets.io_managers import IO_MANAGERS, StoreIOManager
+from sam_laplace_assets.io_managers import IO_MANAGERS, LEFT_OUT, StoreIOManager, left_out
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.resources.sam import SamResource
 from sam_laplace_assets.settings import Settings
@@ -65,24 +65,28 @@ def look(asset: dg.AssetsDefinition, partition: str, settings: Settings, instanc
     wanted = sum(count(item, frozenset(item.parts)) for item in plan.items) + len(getattr(plan, "failed", ()))
     lacking = sum(count(*task) for task in todo) + len(getattr(plan, "failed", ()))
     unit = plan.unit if isinstance(plan, Plan) else "runs"
-    return Freshness(name, partition, wanted, lacking, unit, _why(asset, partition, lacking, unit,
-                     whole=not todo and store.finished(plan, records), instance=instance))  # fmt: skip
+    told = _last_told(asset.key, partition, instance)
+    if lacking and told and left_out(plan, records) == told.get(LEFT_OUT) and store.finished(plan, records):
+        return Freshness(name, partition, wanted, lacking, unit)  # what failed then, within bounds, would fail again
+    whole = not todo and store.finished(plan, records)
+    return Freshness(name, partition, wanted, lacking, unit, _why(lacking, unit, whole=whole, told=told))
 
 
-def _why(
-    asset: dg.AssetsDefinition, partition: str, lacking: int, unit: str, *, whole: bool, instance: dg.DagsterInstance
-) -> str:
+def _why(lacking: int, unit: str, *, whole: bool, told: Mapping[str, Any] | None) -> str:
     if lacking:
         return f"{lacking} {unit} are missing or stale"
     if not whole:
         return "its items have changed"
-    return "" if _was_materialised(asset.key, partition, instance) else "Dagster has no record of it"
+    return "" if told is not None else "Dagster has no record of it"
 
 
-def _was_materialised(key: dg.AssetKey, partition: str, instance: dg.DagsterInstance) -> bool:
-    if partition:
-        return partition in instance.get_materialized_partitions(key)
-    return instance.get_latest_materialization_event(key) is not None
+def _last_told(key: dg.AssetKey, partition: str, instance: dg.DagsterInstance) -> Mapping[str, Any] | None:
+    """Metadata of the newest materialisation; None if there was none."""
+    wanted = dg.AssetRecordsFilter(key, asset_partitions=[partition] if partition else None)
+    for record in instance.fetch_materializations(wanted, limit=1).records:
+        if record.asset_materialization is not None:
+            return {name: one.value for name, one in record.asset_materialization.metadata.items()}
+    return None
 
 
 def wanted_plan(asset: dg.AssetsDefinition, partition: str, settings: Settings, instance: dg.DagsterInstance) -> Any:

@@ -1,12 +1,13 @@
 """One base that joins what an asset wants with what its store has, and the stores of each concept."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 
-from sam_laplace_assets.domain.plan import Course, Plan
+from sam_laplace_assets.domain.plan import Course, Plan, Record, digest, lacks
 from sam_laplace_assets.partitions import require_split
 from sam_laplace_assets.reporting import LoggedProgress, metadata_of
 from sam_laplace_assets.resources.tracking import TrackedRun, TrackingResource
@@ -25,6 +26,8 @@ from sam_laplace_assets.storage.runs import current_run
 from sam_laplace_assets.storage.sam import SamCache, SamStore
 from sam_laplace_assets.storage.store import NotMade, Store
 from sam_laplace_assets.storage.validation import ValidationStore, open_validation_pack
+
+LEFT_OUT = "left out"
 
 
 class StoreIOManager(dg.ConfigurableIOManager):
@@ -65,8 +68,17 @@ class StoreIOManager(dg.ConfigurableIOManager):
             run.log(replace(report, metrics=outcome.counts() | dict(report.metrics)))
         _tell_problems(context, run)
         context.add_output_metadata(metadata_of(outcome, report, run))
+        if unmade := left_out(obj, outcome.records):
+            context.add_output_metadata({LEFT_OUT: unmade})
         version = dg.DataVersion(outcome.data_version)
         context.step_context.set_data_version(context.asset_key, version)
+
+
+def left_out(plan: Plan | Course, records: Mapping[str, Record]) -> str:
+    """Digest of the items that could not be made and of what they would be made from; empty where none is lacking."""
+    unmade = [[item.key, dict(item.parts)] for item in plan.items if lacks(records.get(item.key), item)]
+    unmade += sorted(getattr(plan, "failed", ()))
+    return digest(unmade) if unmade else ""
 
 
 def asset_name(key: dg.AssetKey, partition: str) -> str:

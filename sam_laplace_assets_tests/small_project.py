@@ -1,7 +1,7 @@
 """A real project that is made in seconds: drawn shapes, the toy SAM, and a Dagster instance of its own."""
 
 import hashlib
-import os
+import io
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -12,17 +12,32 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.demo.toy_sam import TOY_CHECKPOINT
 from sam_laplace_assets.headless import refresh
 from sam_laplace_assets.settings import SETTINGS_VARIABLE, load_settings
 from sam_laplace_assets.storage.project import Project
 
+REPOSITORY = Path(__file__).parents[1]
 CLASSES = {"shapes/discs": 8, "boxes": 8}
 BASE = ("train", "val", "test")
 SPLIT_ASSETS = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
+NO_LOGS = """
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+"""
+JOBS = {
+    "all_samples": "scan",
+    "validation_pack": "name_validation_pack",
+    "head_checkpoint": "train_and_fit",
+    "laplace_posterior": "train_and_fit",
+    "champion": "choose_champion",
+}
 SETTINGS = {
     "data": {"images_root": "images", "masks_root": "masks", "project_root": "project", "splits_root": "splits"},
     "prompt_generation": {f"num_promptsets_{role}": 2 for role in BASE} | {"max_pairs": 3},
+    "head": {"hidden_channels": 4},
     "sam": {"model_type": "toy", "checkpoint": "sam.pt", "device": "cpu"},
     "training": {"num_epochs": 2, "num_workers": 0, "batch_size": 8, "lr": 0.01},
     "laplace": {"prior_precision_grid": [0.01, 1.0, 100.0]},
@@ -75,6 +90,7 @@ class SmallProject:
         shutil.copyfile(TOY_CHECKPOINT, folder / "sam.pt")
         (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
         (folder / "dagster_home").mkdir()
+        (folder / "dagster_home" / "dagster.yaml").write_text((REPOSITORY / "dagster.yaml").read_text() + NO_LOGS)
         project = cls(folder)
         project.change(**changes)
         return project
@@ -121,47 +137,51 @@ class SmallProject:
         with self.instance() as instance:
             return refresh(instance, splits=splits, assets=assets, tell=lambda line: None)
 
-    def materialise(self, *assets, split=None, raise_on_error=True, **config):
-        """Run these assets as the UI would, `config` being the launchpad's fields of the first."""
-        from sam_laplace_assets.definitions import defs
+    def materialise(self, *assets, split=None, **config):
+        """Run these assets of one job as the UI would, `config` being the launchpad's fields of the first.
 
+        A key that is not registered is added, as the GraphQL API would accept it.
+        """
         with self.instance() as instance:
-            job = defs.get_implicit_global_asset_job_def() if False else _job(assets)
-            return defs.resolve_job_def(job).execute_in_process(
+            if split is not None:
+                instance.add_dynamic_partitions("sam_split", [split])
+                instance.add_dynamic_partitions("sam_training_split", [split])
+            return defs.resolve_job_def(JOBS.get(assets[0], "prepare_split")).execute_in_process(
                 instance=instance,
                 partition_key=split,
                 asset_selection=[dg.AssetKey(name) for name in assets],
                 run_config={"ops": {assets[0]: {"config": config}}} if config else None,
-                raise_on_error=raise_on_error,
+                raise_on_error=False,
             )
 
     def version(self, asset, split=None):
         """Data version of the newest materialisation."""
-        return self.materialisation(asset, split).tags["dagster/data_version"]
+        with self.instance() as instance:
+            return version(instance, asset, split)
 
     def metadata(self, asset, split=None):
         """Metadata of the newest materialisation, as plain values."""
-        return {name: one.value for name, one in self.materialisation(asset, split).metadata.items()}
-
-    def materialisation(self, asset, split=None):
         with self.instance() as instance:
-            filtered = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[split] if split else None)
-            return instance.fetch_materializations(filtered, limit=1).records[0].asset_materialization
+            return {name: one.value for name, one in newest(instance, asset, split).metadata.items()}
 
     def versions(self):
         """Data versions of all asset partitions of the base splits."""
-        found = {(asset, split): self.version(asset, split) for asset in SPLIT_ASSETS for split in BASE}
-        found |= {(asset, "train"): self.version(asset, "train") for asset in ("head_checkpoint", "laplace_posterior")}
-        return found | {(asset, None): self.version(asset) for asset in ("all_samples", "validation_pack", "champion")}
+        wanted = [(asset, split) for asset in SPLIT_ASSETS for split in BASE]
+        wanted += [(asset, "train") for asset in ("head_checkpoint", "laplace_posterior")]
+        wanted += [(asset, None) for asset in ("all_samples", "validation_pack", "champion")]
+        with self.instance() as instance:
+            return {one: version(instance, *one) for one in wanted}
 
 
-def _job(assets):
-    from sam_laplace_assets.jobs import all_jobs
+def newest(instance, asset, split):
+    """The newest materialisation."""
+    filtered = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[split] if split else None)
+    return instance.fetch_materializations(filtered, limit=1).records[0].asset_materialization
 
-    jobs = {"all_samples": "scan", "validation_pack": "name_validation_pack", "champion": "choose_champion",
-            "head_checkpoint": "train_and_fit", "laplace_posterior": "train_and_fit"}  # fmt: skip
-    assert all_jobs
-    return jobs.get(assets[0], "prepare_split")
+
+def version(instance, asset, split):
+    """Its data version."""
+    return newest(instance, asset, split).tags["dagster/data_version"]
 
 
 def hashes(folder):
@@ -188,3 +208,10 @@ def count_calls(monkeypatch, owner, name):
 
     monkeypatch.setattr(owner, name, counted)
     return calls
+
+
+def draw_plainly(monkeypatch):
+    """Save a small white picture wherever Matplotlib would draw one."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (110, 2), "white").save(buffer, "PNG")
+    monkeypatch.setattr("sam_laplace_assets.assets.pictures._png", lambda figure: buffer.getvalue())

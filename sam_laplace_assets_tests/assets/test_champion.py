@@ -1,0 +1,110 @@
+import hashlib
+import json
+
+import pytest
+import torch
+
+from sam_laplace_assets.storage import weights
+from sam_laplace_assets.storage.champion import read_champion, read_history
+from sam_laplace_assets_tests.small_project import failure
+
+
+def title(project):
+    return read_champion(project.paths.posteriors)
+
+
+def pointer(project, kind):
+    return json.loads(getattr(project.paths, f"{kind}_pointer")("train").read_text())
+
+
+def test_the_first_posterior_wins(read_only):
+    (decision,) = read_history(read_only.paths.posteriors)
+    assert title(read_only).run_id == pointer(read_only, "posterior")["run_id"]
+    assert "is the first champion" in decision["verdict"]
+    assert decision["previous"] is None
+
+
+def test_the_decision_names_its_pack_and_both_scores(read_only):
+    (decision,) = read_history(read_only.paths.posteriors)
+    assert decision["validation_pack"] == read_only.version("hdf5_pack", "val")
+    (candidate,) = decision["candidates"]
+    assert {"posterior_nll", "head_nll", "sam_nll", "head_iou", "sam_iou"} <= candidate.keys()
+    assert read_only.metadata("champion")["verdict"] == decision["verdict"]
+    assert read_only.metadata("champion")["validation NLL"] == pytest.approx(candidate["posterior_nll"])
+
+
+def test_a_worse_candidate_does_not_move_the_title(project):
+    holder = title(project)
+    project.change(training={"lr": 1e-8, "num_epochs": 1})
+    project.refresh()
+    assert title(project).run_id == holder.run_id
+    decision = read_history(project.paths.posteriors)[-1]
+    assert "keeps the title" in decision["verdict"]
+    assert len(decision["candidates"]) == 2
+    assert (project.paths.posteriors / f"run_{holder.run_id}" / "posterior_meta.json").exists()
+    assert project.refresh() == []
+
+
+def test_an_equal_candidate_does_not_move_the_title(project):
+    holder = title(project)
+    result = project.materialise("laplace_posterior", split="train", label="twin")
+    assert result.success, failure(result)
+    project.change(champion={"allow_overrides": True})
+    assert project.materialise("champion").success
+    decision = read_history(project.paths.posteriors)[-1]
+    assert {one["run_id"] for one in decision["candidates"]} > {holder.run_id}
+    assert title(project).run_id == holder.run_id
+
+
+def test_a_better_candidate_takes_the_title_and_the_old_one_stays_on_disk(project):
+    holder = title(project)
+    project.change(training={"num_epochs": 3})
+    project.refresh()
+    winner, decision = title(project), read_history(project.paths.posteriors)[-1]
+    scores = {one["run_id"]: one["posterior_nll"] for one in decision["candidates"]}
+    assert winner.run_id == pointer(project, "posterior")["run_id"] != holder.run_id
+    assert winner.nll == scores[winner.run_id] < scores[holder.run_id]
+    assert decision["previous"] == holder.run_id
+    assert "takes the title" in decision["verdict"]
+    assert (project.paths.posteriors / f"run_{holder.run_id}" / "laplace_state.pt").exists()
+
+
+def test_a_head_made_with_launchpad_values_wins_only_if_asked_to(project):
+    holder = title(project)
+    result = project.materialise("head_checkpoint", "laplace_posterior", split="train", num_epochs=3)
+    assert result.success, failure(result)
+    assert project.materialise("champion").success
+    assert title(project).run_id == holder.run_id
+    project.change(champion={"allow_overrides": True})
+    assert project.materialise("champion").success
+    assert title(project).run_id == pointer(project, "posterior")["run_id"] != holder.run_id
+
+
+def test_without_a_posterior_there_is_nothing_to_choose_from(new_project):
+    new_project.refresh("val")
+    assert "There is no posterior to choose from. Materialise laplace_posterior first." in failure(
+        new_project.materialise("champion")
+    )
+
+
+def test_todays_validation_pack_judges(project):
+    before = title(project)
+    project.change(prompt_generation={"num_promptsets_val": 3})
+    project.refresh()
+    after = title(project)
+    assert after.validation_pack == project.version("hdf5_pack", "val") != before.validation_pack
+    assert read_history(project.paths.posteriors)[-1]["candidates"][0]["posterior_nll"] != pytest.approx(before.nll)
+
+
+def test_a_posterior_of_another_head_is_refused(project):
+    champion = title(project)
+    folder = project.paths.posteriors / f"run_{champion.run_id}"
+    state = torch.load(folder / "laplace_state.pt", weights_only=True)
+    state["mean"] = state["mean"] + 1
+    content = weights.dump(state)
+    (folder / "laplace_state.pt").write_bytes(content)
+    meta = json.loads((folder / "posterior_meta.json").read_text())
+    meta["sha256"]["laplace_state.pt"] = hashlib.sha256(content).hexdigest()
+    (folder / "posterior_meta.json").write_text(json.dumps(meta))
+    project.change(champion={"confidence": 0.5})
+    assert "belongs to another head" in failure(project.materialise("champion"))

@@ -1,0 +1,101 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sam_laplace_assets.assets.champion import Candidate
+from sam_laplace_assets.domain.head import restore_head
+from sam_laplace_assets.domain.posterior import restore_laplace
+from sam_laplace_assets_tests.small_project import failure
+
+
+@pytest.fixture
+def candidate(read_only):
+    return only(read_only)
+
+
+def only(project):
+    (run,) = project.paths.posteriors.glob("run_*")
+    return Candidate.open(run.name.removeprefix("run_"), project.paths)
+
+
+def test_a_run_has_the_originals_files(candidate):
+    assert {path.name for path in candidate.posterior.folder.iterdir()} == {
+        "laplace_state.pt", "laplace_config.yaml", "posterior_meta.json"
+    }  # fmt: skip
+
+
+def test_the_meta_documents_what_a_reader_needs_to_trust_it(candidate, read_only):
+    meta = json.loads((candidate.posterior.folder / "posterior_meta.json").read_text())
+    assert meta["format"] == "laplace_posterior"
+    assert meta["version"] == 1
+    assert meta["training_split"] == "train"
+    assert meta["head"] == {"run_id": candidate.head.run_id, "sha256": candidate.head.best_sha256}
+    assert meta["head"]["sha256"] == hashlib.sha256((candidate.head.folder / "best.pt").read_bytes()).hexdigest()
+    assert meta["packs"] == {"train": read_only.version("hdf5_pack", "train"),
+                             "validation": read_only.version("hdf5_pack", "val")}  # fmt: skip
+    assert (meta["likelihood"], meta["target_layer"], meta["approx"]) == (
+        "Bernoulli per pixel",
+        "final_conv",
+        "diagonal",
+    )
+    assert meta["parameters"] == 5
+    assert meta["prior_search"]["grid"] == [0.01, 1.0, 100.0]
+    assert len(meta["prior_search"]["val_nll"]) == 3
+    assert meta["prior_precision"] in meta["prior_search"]["grid"]
+    assert meta["likelihood_temperature"] == {"setting": 1.0, "value": 1.0}
+    assert meta["counts"] == {"images": 12, "rows": 24, "pixels": 24 * 256 * 256}
+    assert np.isfinite(meta["log_marginal_likelihood"])
+    assert meta["logit_clip"] == 20.0
+    assert isinstance(meta["warnings"], list)
+    assert meta["versions"].keys() >= {"torch", "laplace-torch", "numpy"}
+    state = (candidate.posterior.folder / "laplace_state.pt").read_bytes()
+    assert meta["sha256"]["laplace_state.pt"] == hashlib.sha256(state).hexdigest()
+
+
+def test_the_posterior_reloads_on_its_head_and_samples_the_same(candidate):
+    head = restore_head(candidate.head.weights())
+    one, other = (restore_laplace(head, candidate.posterior.state()) for _ in range(2))
+    draws = [laplace.sample(3, generator=torch.Generator().manual_seed(1)) for laplace in (one, other)]
+    assert torch.equal(*draws)
+    assert (one.H >= 0).all()
+    assert torch.isfinite(one.H).all()
+
+
+def test_the_state_is_plain_tensors(candidate):
+    torch.load(candidate.posterior.folder / "laplace_state.pt", weights_only=True)
+
+
+def test_the_full_approximation_can_be_asked_for(project):
+    project.change(laplace={"approx": "full", "likelihood_temperature": "image_cluster"})
+    project.refresh("train")
+    runs = [json.loads(path.read_text()) for path in project.paths.posteriors.glob("run_*/posterior_meta.json")]
+    (meta,) = [meta for meta in runs if meta["approx"] == "full"]
+    assert meta["likelihood_temperature"]["setting"] == "image_cluster"
+    assert meta["likelihood_temperature"]["value"] != 1.0
+    folder = project.paths.posteriors / f"run_{meta['run_id']}"
+    assert yaml.safe_load((folder / "laplace_config.yaml").read_text())["approx"] == "full"
+    assert torch.load(folder / "laplace_state.pt", weights_only=True)["H"].shape == (5, 5)
+
+
+def test_launchpad_values_are_checked(project):
+    result = project.materialise("laplace_posterior", split="train", approx="kron")
+    assert not result.success
+    assert "'diagonal' or 'full'" in str(result.get_step_failure_events()[0].step_failure_data.error)
+
+
+@pytest.mark.parametrize("name", ["laplace_state.pt", "laplace_config.yaml"])
+def test_a_damaged_posterior_is_refused_by_who_reads_it(project, name):
+    folder = only(project).posterior.folder
+    (folder / name).write_bytes(b"damaged")
+    project.change(champion={"confidence": 0.5})
+    assert f"{name} is not the one that was stored" in failure(project.materialise("champion"))
+
+
+def test_a_damaged_head_is_refused_by_who_reads_it(project):
+    (only(project).head.folder / "best.pt").write_bytes(b"damaged")
+    project.change(champion={"confidence": 0.5})
+    assert "best.pt is not the one that was stored" in failure(project.materialise("champion"))

@@ -1,0 +1,89 @@
+import subprocess
+import sys
+import warnings
+
+import dagster as dg
+import yaml
+from dagster._core.workspace.load import location_origins_from_yaml_paths
+
+from sam_laplace_assets.definitions import defs
+from sam_laplace_assets_tests.small_project import REPOSITORY
+
+KEYS = {
+    "all_samples", "manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels",
+    "validation_pack", "head_checkpoint", "laplace_posterior", "champion",
+}  # fmt: skip
+HEAVY = ("torch", "mlflow", "laplace", "segment_anything", "matplotlib", "torchvision")
+
+
+def nodes():
+    graph = defs.resolve_asset_graph()
+    return {key.to_user_string(): graph.get(key) for key in graph.get_all_asset_keys()}
+
+
+def test_the_graph_has_the_fixed_keys_in_the_four_groups():
+    found = nodes()
+    assert found.keys() >= KEYS
+    assert {node.group_name for node in found.values()} == {"data", "features", "model", "uncertainty"}
+
+
+def test_every_asset_says_what_it_is_and_has_a_code_version():
+    for name, node in nodes().items():
+        assert node.description, name
+        assert node.code_version, name
+
+
+def test_what_uses_the_encoder_or_trains_is_in_the_gpu_pool():
+    pooled = {name for name, node in nodes().items() if "gpu" in node.pools}
+    assert pooled >= {"sam_cache", "head_checkpoint", "laplace_posterior"}
+    assert not pooled & {"all_samples", "manifest", "prompt_sets", "training_index", "hdf5_pack"}
+
+
+def test_splits_and_training_splits_partition_the_graph():
+    named = {name: getattr(node.partitions_def, "name", None) for name, node in nodes().items()}
+    for name in ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels"):
+        assert named[name] == "sam_split"
+    assert named["head_checkpoint"] == named["laplace_posterior"] == "sam_training_split"
+    assert named["all_samples"] is named["validation_pack"] is named["champion"] is None
+
+
+def test_no_definition_is_deprecated_by_dagster():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        dg.Definitions.validate_loadable(defs)
+
+
+def test_the_launchpads_fields_are_empty_by_default_and_explained():
+    for name in ("all_samples", "manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels",
+                 "head_checkpoint", "laplace_posterior"):  # fmt: skip
+        fields = defs.resolve_assets_def(name).op.config_schema.config_type.fields
+        assert fields, name
+        for key, field in fields.items():
+            assert not field.is_required, (name, key)
+            assert field.description, (name, key)
+
+
+def test_the_instance_file_loads_and_limits_the_pool_to_one():
+    settings = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+    assert settings["telemetry"]["enabled"] is settings["nux"]["enabled"] is False
+    assert settings["concurrency"]["pools"]["default_limit"] == 1
+
+
+def test_the_instance_file_is_taken_by_dagster(tmp_path):
+    (tmp_path / "dagster.yaml").write_text((REPOSITORY / "dagster.yaml").read_text())
+    with dg.DagsterInstance.from_ref(dg._core.instance.InstanceRef.from_dir(str(tmp_path))) as instance:
+        assert not instance.telemetry_enabled
+        assert instance.run_monitoring_enabled
+        assert instance.run_retries_enabled
+
+
+def test_the_workspace_file_names_these_definitions():
+    (origin,) = location_origins_from_yaml_paths([str(REPOSITORY / "workspace.yaml")])
+    target = origin.loadable_target_origin
+    assert (target.module_name, target.attribute) == ("sam_laplace_assets.definitions", "defs")
+
+
+def test_the_code_location_loads_without_heavy_libraries():
+    code = f"import sys, sam_laplace_assets.definitions; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
