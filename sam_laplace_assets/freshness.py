@@ -11,13 +11,15 @@ from typing import Any
 import dagster as dg
 
 from sam_laplace_assets.assets.graph import ASSETS
-from sam_laplace_assets.domain.plan import Plan, missing
+from sam_laplace_assets.domain.plan import Course, Plan, Record, missing
 from sam_laplace_assets.io_managers import IO_MANAGERS, LEFT_OUT, StoreIOManager, left_out
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.resources.sam import SamResource
 from sam_laplace_assets.settings import Settings
 from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets.storage.store import NotMade
+
+WAITS = "waits"
 
 
 @dataclass(frozen=True)
@@ -53,26 +55,31 @@ class Freshness:
 
 def look(asset: dg.AssetsDefinition, partition: str, settings: Settings, instance: dg.DagsterInstance) -> Freshness:
     """Compare what one partition of an asset should hold with what is there."""
-    name = asset.key.to_user_string()
+    name, told = asset.key.to_user_string(), _last_told(asset.key, partition, instance)
     try:
         plan = wanted_plan(asset, partition, settings, instance)
     except (NotMade, dg.Failure, ValueError, OSError) as reason:
-        return Freshness(name, partition, why=f"waits: {getattr(reason, 'description', None) or reason}")
+        return Freshness(name, partition, why=f"{WAITS}: {getattr(reason, 'description', None) or reason}")
     store = _io_manager(asset).store(Project.of(settings), partition)
     records = store.records(plan.items)
+    wanted, lacking, unit = _count(plan, records)
+    tolerated = bool(lacking and told and left_out(plan, records) == told.get(LEFT_OUT))  # it would only fail again
+    whole = (tolerated or not lacking) and store.finished(plan, records)
+    return Freshness(
+        name, partition, wanted, lacking, unit, "" if tolerated and whole else _why(lacking, unit, whole, told)
+    )
+
+
+def _count(plan: Plan | Course, records: Mapping[str, Record]) -> tuple[int, int, str]:
+    """How much there should be, how much of it is lacking, and what is counted."""
     todo = missing(plan, records)
-    count = plan.weight if isinstance(plan, Plan) else lambda item, parts: 1
-    wanted = sum(count(item, frozenset(item.parts)) for item in plan.items) + len(getattr(plan, "failed", ()))
-    lacking = sum(count(*task) for task in todo) + len(getattr(plan, "failed", ()))
-    unit = plan.unit if isinstance(plan, Plan) else "runs"
-    told = _last_told(asset.key, partition, instance)
-    if lacking and told and left_out(plan, records) == told.get(LEFT_OUT) and store.finished(plan, records):
-        return Freshness(name, partition, wanted, lacking, unit)  # what failed then, within bounds, would fail again
-    whole = not todo and store.finished(plan, records)
-    return Freshness(name, partition, wanted, lacking, unit, _why(lacking, unit, whole=whole, told=told))
+    if isinstance(plan, Course):
+        return len(plan.items), len(todo), "runs"
+    wanted = sum(plan.weight(item, frozenset(item.parts)) for item in plan.items)
+    return wanted + len(plan.failed), sum(plan.weight(*task) for task in todo) + len(plan.failed), plan.unit
 
 
-def _why(lacking: int, unit: str, *, whole: bool, told: Mapping[str, Any] | None) -> str:
+def _why(lacking: int, unit: str, whole: bool, told: Mapping[str, Any] | None) -> str:
     if lacking:
         return f"{lacking} {unit} are missing or stale"
     if not whole:

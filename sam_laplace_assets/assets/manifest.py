@@ -61,8 +61,7 @@ def plan_all_samples(settings: Settings, *, force: bool = False, resplit: bool =
     def assign(rows: Sequence[Row], kept: Mapping[str, Any]) -> Any:
         return assign_base_splits(rows, {} if resplit else kept, settings.data, place)
 
-    basis = digest([settings.data.group_by, files.signature(*filter(None, [settings.data.splits_file]))])
-    return plan_scan(roots, settings.data, force=force or resplit, basis=basis, finish=assign,
+    return plan_scan(roots, settings.data, force=force or resplit, finish=assign,
                      report=lambda records: report_rows(read_rows(place, "all_samples")))  # fmt: skip
 
 
@@ -80,7 +79,7 @@ def plan_named_manifest(settings: Settings, split: str, *, force: bool = False) 
 
 def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = False) -> Plan:
     """Take a base split's rows from all samples."""
-    rows = [_with_whole_sizes(row) for row in everything.rows if row["valid"] and row["split"] == split]
+    rows = [row for row in everything.rows if row["valid"] and row["split"] == split]
     if not rows:
         valid = sum(bool(row["valid"]) for row in everything.rows)
         raise dg.Failure(
@@ -93,12 +92,7 @@ def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = Fals
                 complete=everything.complete)  # fmt: skip
 
 
-def _with_whole_sizes(row: Row) -> Row:
-    """Sizes as whole numbers: a table in which some are unknown gives all of them as floats."""
-    return {**row, **{name: int(row[name]) for name in ("image_h", "image_w", "mask_h", "mask_w")}}
-
-
-def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, basis: str = "", finish: Any, report: Any) -> Plan:
+def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, finish: Any, report: Any) -> Plan:
     """A row for each file pair below two roots; files whose size and time are known are not read again."""
     found = images.list_samples(
         roots.images_root, roots.masks_root, images_key=roots.images_key, masks_key=roots.masks_key
@@ -108,7 +102,7 @@ def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, basis: str 
     def make(item: Item, parts: frozenset[str]) -> dict[str, Any]:
         return read_row(item.source, images_root=roots.images_root, masks_root=roots.masks_root)
 
-    return Plan(items, make=make, finish=finish, report=report, unit="files", force=force, basis=basis,
+    return Plan(items, make=make, finish=finish, report=report, unit="files", force=force,
                 max_failed_fraction=data.max_failed_fraction)  # fmt: skip
 
 

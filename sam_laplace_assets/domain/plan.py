@@ -109,7 +109,6 @@ class Plan:
     Attributes:
         items: all that should be there, in order.
         make: makes the named parts of one item; what it returns goes to the store.
-        basis: digest of what the partition as a whole depends on, beside its items.
         finish: what the store should know beside the items, such as how rows become a table.
         report: what a reader wants to see of the records, beside the counts.
         unit: what an item's parts are counted as, for progress ("prompt sets").
@@ -125,7 +124,6 @@ class Plan:
 
     items: Sequence[Item]
     make: Callable[[Item, frozenset[str]], Any]
-    basis: str = ""
     finish: Any = None
     report: Callable[[Mapping[str, Record]], Report] = _nothing
     unit: str = "samples"
@@ -164,7 +162,6 @@ class Course:
     step: Callable[[Any], int]
     follow: Callable[[Any], Report]
     total: int
-    basis: str = ""
     finish: Any = None
     report: Callable[[Mapping[str, Record]], Report] = _nothing
     complete: bool = True
@@ -192,7 +189,7 @@ def lacks(record: Record | None, item: Item) -> frozenset[str]:
 def data_version(plan: Plan | Course, records: Mapping[str, Record]) -> str:
     """Digest over the content of a plan's items: equal content, equal version."""
     there = (item for item in plan.items if item.key in records)
-    return digest([plan.basis, *([item.key, *_contents(records[item.key], item)] for item in there)])
+    return digest([[item.key, *_contents(records[item.key], item)] for item in there])
 
 
 def _contents(record: Record, item: Item) -> list[str]:

@@ -163,10 +163,11 @@ class ManifestStore(RowStore):
 
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
         """Write the table, the remembered splits first."""
-        rows: Sequence[Row] = [records[item.key].summary for item in plan.items if item.key in records]
-        if plan.finish is not None:
-            rows = self._assign(plan.finish, rows)
-        rows = sorted(rows, key=lambda row: (str(row["sample_id"]), str(row["image_path"]), str(row["mask_path"])))
+        kept = read_assignments(self._place)
+        rows, splits = _assigned(plan, records, kept)
+        whole = tables.read_note(self._place.assignments, version=VERSION) is not None
+        if splits != kept or (kept and not whole):
+            write_assignments(self._place, splits)
         version = digest(rows)
         note = {"format": "manifest", "version": VERSION, "complete": complete, "data_version": version}
         tables.write_table(self._place.table(self._name), pd.DataFrame(rows, columns=SCHEMA.names), SCHEMA, note)
@@ -174,17 +175,27 @@ class ManifestStore(RowStore):
         return version
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
-        """Whether the table was written with just these rows."""
-        there = tables.read_note(self._place.table(self._name), version=VERSION) is not None
-        return there and super().finished(plan, records)
+        """Whether the table holds what these rows come to with today's splits, groups and other manifests."""
+        note = tables.read_note(self._place.table(self._name), version=VERSION)
+        if note is None or not super().finished(plan, records):
+            return False
+        try:
+            rows, _ = _assigned(plan, records, read_assignments(self._place))
+        except ValueError:  # a run will say what
+            return False
+        return bool(digest(rows) == note["data_version"])
 
-    def _assign(self, assign: Assign, rows: Sequence[Row]) -> Sequence[Row]:
-        kept = read_assignments(self._place)
-        assigned, splits = assign(rows, kept)
-        whole = tables.read_note(self._place.assignments, version=VERSION) is not None
-        if splits != kept or (kept and not whole):
-            write_assignments(self._place, splits)
-        return assigned
+
+def _assigned(
+    plan: Plan | Course, records: Mapping[str, Record], kept: Assignments
+) -> tuple[Sequence[Row], Assignments]:
+    """The table's rows in order, and the splits to be remembered."""
+    rows: Sequence[Row] = [records[item.key].summary for item in plan.items if item.key in records]
+    splits = kept
+    if plan.finish is not None:
+        rows, splits = plan.finish(rows, kept)
+    order = ("sample_id", "image_path", "mask_path")
+    return sorted(rows, key=lambda row: [str(row[name]) for name in order]), splits
 
 
 def read_assignments(place: Place) -> dict[str, Assignment]:

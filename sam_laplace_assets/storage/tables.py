@@ -81,7 +81,7 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
         raise TableRefused(f"{path} does not exist. Materialise the asset that writes it first.")
     try:
         table = _read_csv(path, schema) if path.suffix == ".csv" else _read_parquet(path)
-        frame: pd.DataFrame = table.select(schema.names).cast(schema).to_pandas()
+        frame: pd.DataFrame = table.select(schema.names).cast(schema).to_pandas(integer_object_nulls=True)
         return frame
     except (pa.ArrowException, KeyError, OSError) as error:
         raise TableRefused(f"{path} is not a table of {schema.names}: {error}. Delete it and make it again.") from error

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sam_laplace_assets.domain.plan import Item, Plan, Record, data_version, digest
+from sam_laplace_assets.domain.plan import Item, Plan, Record, digest
 from sam_laplace_assets.storage import store as stores
 from sam_laplace_assets.storage.champion import ChampionStore
 from sam_laplace_assets.storage.index import IndexStore
@@ -193,11 +193,6 @@ def test_equal_content_has_an_equal_version_whatever_the_ledger_says(tmp_path):
     assert make(prompt_plan(), PromptStore(tmp_path / "b")).data_version == first
     assert make(prompt_plan(seeds={KEYS[0]: 1}), PromptStore(tmp_path / "b")).data_version != first
     assert make(prompt_plan(), PromptStore(tmp_path / "b")).data_version == first
-
-
-def test_the_basis_is_part_of_the_version():
-    plan = prompt_plan()
-    assert data_version(plan, {}) != data_version(prompt_plan(basis="other"), {})
 
 
 def test_two_items_of_one_key_are_refused():

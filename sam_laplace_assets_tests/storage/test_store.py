@@ -41,7 +41,6 @@ def test_a_partition_is_finished_with_just_these_items(tmp_path):
     fewer = rows(KEYS[1:])
     assert not RowStore(path).finished(fewer, {key: made.records[key] for key in KEYS[1:]})
     assert not RowStore(path).finished(rows(complete=False), made.records)
-    assert not RowStore(path).finished(rows(basis="other"), made.records)
 
 
 def test_who_only_looks_writes_nothing(tmp_path, monkeypatch):
