@@ -10,10 +10,9 @@ from typing import Any
 
 import dagster as dg
 
-from sam_laplace_assets.assets.graph import ASSETS
+from sam_laplace_assets.assets.graph import BY_NAME
 from sam_laplace_assets.domain.plan import Course, Plan, Record, missing
 from sam_laplace_assets.io_managers import IO_MANAGERS, LEFT_OUT, StoreIOManager, left_out
-from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.resources.sam import SamResource
 from sam_laplace_assets.settings import Settings
 from sam_laplace_assets.storage.project import Project
@@ -46,6 +45,11 @@ class Freshness:
     def current(self) -> bool:
         """Whether a run would change nothing."""
         return not self.why
+
+    @property
+    def waits(self) -> bool:
+        """Whether what it reads is not there, or refuses."""
+        return self.why.startswith(WAITS)
 
     @property
     def name(self) -> str:
@@ -118,7 +122,7 @@ def _inputs(asset: dg.AssetsDefinition, partition: str, settings: Settings) -> I
     annotated = asset.op.compute_fn.decorated_fn.__annotations__  # type: ignore[union-attr]
     for name, key in asset.keys_by_input_name.items():
         if name in annotated:
-            upstream = BY_KEY[key]
+            upstream = BY_NAME[key.to_user_string()]
             read = _upstream_partition(asset, upstream, partition)
             yield name, _io_manager(upstream).view(settings, Project.of(settings), read)
 
@@ -132,13 +136,3 @@ def _upstream_partition(asset: dg.AssetsDefinition, upstream: dg.AssetsDefinitio
 
 def _io_manager(asset: dg.AssetsDefinition) -> StoreIOManager:
     return IO_MANAGERS[asset.get_io_manager_key_for_asset_key(asset.key)]
-
-
-def partitions_of(asset: dg.AssetsDefinition, keys: list[str]) -> list[str]:
-    """Which of some splits are partitions of an asset; an empty one where it has none."""
-    if asset.partitions_def is None:
-        return [""]
-    return keys if asset.partitions_def == splits else [key for key in keys if key.startswith("train")]
-
-
-BY_KEY = {asset.key: asset for asset in ASSETS}

@@ -2,59 +2,24 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from sam_laplace_assets.assets.graph import ASSETS
+from sam_laplace_assets.assets.graph import BY_NAME
 from sam_laplace_assets.definitions import defs
-from sam_laplace_assets.domain.manifest import PARTITION_ROLES
-from sam_laplace_assets.freshness import Freshness, look
-from sam_laplace_assets.partitions import check_split, is_training_split, known_splits, register_splits
-from sam_laplace_assets.settings import Settings, load_settings
-from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.freshness import Freshness
+from sam_laplace_assets.partitions import check_split, known_splits, register_splits
+from sam_laplace_assets.settings import load_settings
+from sam_laplace_assets.stages import Stage, stages_now, stale_from
 
 Tell = Callable[[str], None]
-SCAN = dg.AssetKey("all_samples")
 HERE = {"dagster/max_retries": "0"}  # the daemon has nothing to start such a run again with
 PROCESS = "sam_laplace/process"
-BY_NAME = {asset.key.to_user_string(): asset for asset in ASSETS}
 
 
 class RunFailed(RuntimeError):
     """A Dagster run did not succeed."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Assets that run together for one partition, each after those that it depends on."""
-
-    job: str
-    partition: str
-    assets: tuple[str, ...]
-
-
-def stages(splits: Sequence[str], *, scanned: bool = False, fitted: bool = False) -> Iterator[Stage]:
-    """The way through the graph for some splits; named ones leave the base splits and what is judged on them alone.
-
-    Args:
-        splits: which.
-        scanned: whether all_samples was made before.
-        fitted: whether there are posteriors, which another validation pack would judge anew.
-    """
-    if not scanned or any(split in PARTITION_ROLES for split in splits):
-        yield Stage("scan", "", ("all_samples",))
-    chain = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
-    for split in splits:
-        yield Stage("prepare_split", split, chain)
-    if "val" in splits:
-        yield Stage("name_validation_pack", "", ("validation_pack",))
-    trained = [split for split in splits if is_training_split(split)]
-    for split in trained:
-        yield Stage("train_and_fit", split, ("head_checkpoint", "laplace_posterior"))
-    if trained or (fitted and "val" in splits):
-        yield Stage("choose_champion", "", ("champion",))
 
 
 def refresh(
@@ -72,7 +37,7 @@ def refresh(
         Names of the asset partitions that were run; empty if everything was current.
 
     Raises:
-        RunFailed: a run failed; names it and the first error.
+        RunFailed: runs failed; names them and the first error of each. What does not need them was made all the same.
         ValueError: a split has no data, or an asset is unknown; names those that exist.
     """
     settings = load_settings()
@@ -81,16 +46,20 @@ def refresh(
     register_splits(chosen, instance)
     end_killed_runs(instance)
     ran: list[str] = []
-    scanned = instance.get_latest_materialization_event(SCAN) is not None
-    fitted = bool(Project.of(settings).posterior_pointers())
-    for stage in stages(chosen, scanned=scanned, fitted=fitted):
-        selected = [name for name in stage.assets if not assets or name in assets]
-        stale = stale_from(stage, selected, settings, instance)
-        if stale:
-            tell(f"{_title(stage, stale)}: {stale[0].why}")
-            tell_wait(stale, instance, tell)
+    failed: list[str] = []
+    for stage in stages_now(chosen, settings, instance):
+        stale = stale_from(stage, [name for name in stage.assets if not assets or name in assets], settings, instance)
+        if not stale or (failed and stale[0].waits):  # what failed before has its own message
+            continue
+        tell(f"{_title(stage, stale)}: {stale[0].why}")
+        tell_wait(stale, instance, tell)
+        try:
             _run(stage, [one.asset for one in stale], instance)
-            ran += [one.name for one in stale]
+        except RunFailed as error:
+            failed.append(str(error))
+        ran += [one.name for one in stale]
+    if failed:
+        raise RunFailed("\n".join(failed))
     return ran
 
 
@@ -126,18 +95,6 @@ def tell_wait(stale: Sequence[Freshness], instance: dg.DagsterInstance, tell: Te
 def _require_known(assets: Sequence[str]) -> None:
     if unknown := [name for name in assets if name not in BY_NAME]:
         raise ValueError(f"There is no asset {', '.join(unknown)}. Known assets: {', '.join(BY_NAME)}.")
-
-
-def stale_from(
-    stage: Stage, selected: Sequence[str], settings: Settings, instance: dg.DagsterInstance
-) -> list[Freshness]:
-    """The first stale asset of a stage and those after it: what follows is only known once that is made."""
-    for at, name in enumerate(selected):
-        first = look(BY_NAME[name], stage.partition, settings, instance)
-        if not first.current:
-            after = (Freshness(later, stage.partition, why=f"follows {name}") for later in selected[at + 1 :])
-            return [first, *after]
-    return []
 
 
 def _title(stage: Stage, stale: Sequence[Freshness]) -> str:

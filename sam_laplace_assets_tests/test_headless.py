@@ -2,11 +2,14 @@
 
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.freshness import Freshness
-from sam_laplace_assets.headless import RunFailed, refresh, stages, tell_wait
+from sam_laplace_assets.headless import RunFailed, refresh, tell_wait
+from sam_laplace_assets.stages import stages
 from sam_laplace_assets.storage.champion import read_champion
 from sam_laplace_assets.storage.manifest import read_assignments, read_rows
 from sam_laplace_assets.storage.pack import Pack
@@ -289,6 +292,35 @@ def test_a_split_without_samples_says_why(new_project):
             path.unlink()
     with pytest.raises(RunFailed, match=r"Split '(val|test)' has no samples: 4 valid samples in all"):
         new_project.refresh()
+
+
+def test_a_split_that_fails_does_not_keep_the_others_from_the_title(new_project):
+    shapes = sorted((new_project.folder / "images" / "boxes").iterdir())
+    rows = [f"boxes/{path.stem},{'val' if at < 2 else 'train'}" for at, path in enumerate(shapes)]
+    (new_project.folder / "official.csv").write_text("\n".join(["sample_id,split", *rows]))
+    new_project.change(data={"splits_file": "official.csv"})
+    with pytest.raises(RunFailed, match="Split 'test' has no samples: 8 valid samples in all"):
+        new_project.refresh()
+    assert read_champion(new_project.paths.posteriors).training_split == "train"
+
+
+def test_a_sample_that_was_refused_for_its_double_is_taken_when_that_is_gone(project):
+    image, mask = draw(0)
+    add_sample(project.folder / "splits" / "test-caves", "caves/new", 500)
+    add_sample(
+        project.folder / "splits" / "test-caves", "caves/old", 501, image=_pixels(project, "boxes/01"), mask=mask
+    )
+    project.refresh("test-caves")
+    assert [row["sample_id"] for row in rows_of(project, "test-caves")] == ["caves/new"]
+    for path in (*(project.folder / "images/boxes").glob("01.*"), *(project.folder / "masks/boxes").glob("01.*")):
+        path.unlink()
+    project.refresh()
+    assert [row["sample_id"] for row in rows_of(project, "test-caves")] == ["caves/new", "caves/old"]
+
+
+def _pixels(project, sample_id):
+    found = next((project.folder / "images").glob(f"{sample_id}.*"))
+    return np.asarray(Image.open(found).convert("RGB"))
 
 
 def test_a_run_that_waits_for_the_pool_says_for_whom(project):

@@ -16,3 +16,4 @@ ASSETS: tuple[dg.AssetsDefinition, ...] = (
     all_samples, manifest, prompt_sets, sam_cache, training_index, hdf5_pack, sanity_panels, validation_pack,
     head_checkpoint, laplace_posterior, champion,
 )  # fmt: skip
+BY_NAME = {asset.key.to_user_string(): asset for asset in ASSETS}

@@ -108,8 +108,8 @@ def count_samples(split: str, settings: Settings) -> int:
 
 
 def _lacking_share(asset: str, split: str, settings: Settings, instance: "dg.DagsterInstance") -> float:
+    from sam_laplace_assets.assets.graph import BY_NAME
     from sam_laplace_assets.freshness import look
-    from sam_laplace_assets.headless import BY_NAME
 
     found = look(BY_NAME[asset], split, settings, instance)
     return found.lacking / found.wanted if found.wanted else 1.0  # 1: it waits for what comes before it

@@ -1,0 +1,64 @@
+"""The way through the graph: which assets run together for which partition, and in which order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from sam_laplace_assets.assets.graph import BY_NAME
+from sam_laplace_assets.domain.manifest import PARTITION_ROLES
+from sam_laplace_assets.freshness import Freshness, look
+from sam_laplace_assets.partitions import is_training_split
+from sam_laplace_assets.settings import Settings
+from sam_laplace_assets.storage.project import Project
+
+SCAN = dg.AssetKey("all_samples")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Assets that run together for one partition, each after those that it depends on."""
+
+    job: str
+    partition: str
+    assets: tuple[str, ...]
+
+
+def stages(splits: Sequence[str], *, scanned: bool = False, fitted: bool = False) -> Iterator[Stage]:
+    """The way through the graph for some splits; named ones leave the base splits and what is judged on them alone.
+
+    Args:
+        splits: which.
+        scanned: whether all_samples was made before.
+        fitted: whether there are posteriors, which another validation pack would judge anew.
+    """
+    if not scanned or any(split in PARTITION_ROLES for split in splits):
+        yield Stage("scan", "", ("all_samples",))
+    chain = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
+    for split in splits:
+        yield Stage("prepare_split", split, chain)
+    if "val" in splits:
+        yield Stage("name_validation_pack", "", ("validation_pack",))
+    trained = [split for split in splits if is_training_split(split)]
+    for split in trained:
+        yield Stage("train_and_fit", split, ("head_checkpoint", "laplace_posterior"))
+    if trained or (fitted and "val" in splits):
+        yield Stage("choose_champion", "", ("champion",))
+
+
+def stages_now(splits: Sequence[str], settings: Settings, instance: dg.DagsterInstance) -> Iterator[Stage]:
+    """`stages` as things stand: whether there was a scan, and whether there are posteriors."""
+    scanned = instance.get_latest_materialization_event(SCAN) is not None
+    return stages(splits, scanned=scanned, fitted=bool(Project.of(settings).posterior_pointers()))
+
+
+def stale_from(
+    stage: Stage, selected: Sequence[str], settings: Settings, instance: dg.DagsterInstance
+) -> list[Freshness]:
+    """The first stale asset of a stage and those after it: what follows is only known once that is made."""
+    for at, name in enumerate(selected):
+        first = look(BY_NAME[name], stage.partition, settings, instance)
+        if not first.current:
+            after = (Freshness(later, stage.partition, why=f"follows {name}") for later in selected[at + 1 :])
+            return [first, *after]
+    return []
