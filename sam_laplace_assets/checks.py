@@ -71,6 +71,13 @@ def _no_complaints(found: dict[str, str]) -> dg.AssetCheckResult:
 
 
 def _first_difference(split: str, project: Project) -> str:
+    try:
+        return _compare_rows(split, project)
+    except (ValueError, NotMade) as error:
+        return str(error)
+
+
+def _compare_rows(split: str, project: Project) -> str:
     index, _ = read_index(project.training_index(split), project.table_format, split=split)
     with open_pack(project.pack(split)) as pack:
         names = pack["safe_id"].asstr()[:][pack["mask_of_row"][:]].tolist()

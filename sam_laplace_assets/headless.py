@@ -46,20 +46,20 @@ def refresh(
     register_splits(chosen, instance)
     end_killed_runs(instance)
     ran: list[str] = []
-    failed: list[str] = []
+    failed: dict[Stage, str] = {}
     for stage in stages_now(chosen, settings, instance):
         stale = stale_from(stage, [name for name in stage.assets if not assets or name in assets], settings, instance)
-        if not stale or (failed and stale[0].waits):  # what failed before has its own message
+        if not stale or any(stage.needs(earlier) for earlier in failed):
             continue
         tell(f"{_title(stage, stale)}: {stale[0].why}")
         tell_wait(stale, instance, tell)
         try:
             _run(stage, [one.asset for one in stale], instance)
         except RunFailed as error:
-            failed.append(str(error))
+            failed[stage] = str(error)
         ran += [one.name for one in stale]
     if failed:
-        raise RunFailed("\n".join(failed))
+        raise RunFailed("\n".join(failed.values()))
     return ran
 
 

@@ -2,12 +2,15 @@
 
 import dagster as dg
 
+OF_A_SPLIT = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
+OF_A_HEAD = ("head_checkpoint", "laplace_posterior")
+
 scan = dg.define_asset_job(
     "scan", selection=["all_samples"], description="Find all samples below the base roots and give them splits."
 )
 prepare_split = dg.define_asset_job(
     "prepare_split",
-    selection=["manifest", "prompt_sets", "sam_cache", "sanity_panels", "training_index", "hdf5_pack"],
+    selection=list(OF_A_SPLIT),
     description="From the manifest of one split to its HDF5 pack.",
 )
 name_validation_pack = dg.define_asset_job(
@@ -15,7 +18,7 @@ name_validation_pack = dg.define_asset_job(
 )
 train_and_fit = dg.define_asset_job(
     "train_and_fit",
-    selection=["head_checkpoint", "laplace_posterior"],
+    selection=list(OF_A_HEAD),
     description="Train the head of one training split and fit its posterior.",
 )
 choose_champion = dg.define_asset_job(

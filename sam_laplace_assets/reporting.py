@@ -23,25 +23,30 @@ class LoggedProgress:
     def __init__(self, log: Any, name: str, run: TrackedRun) -> None:
         self._log, self._name, self._run = log, name, run
         self._started = self._told = time.monotonic()
+        self._first: int | None = None
         self._told_units = 0
 
     def __call__(self, done: int, failed: int, total: int, unit: str) -> None:
         """Log a line when some seconds or units have passed since the last one, and at the end."""
         now = time.monotonic()
+        if self._first is None:
+            self._first = self._told_units = done
+            return
         due = now - self._told >= SECONDS_BETWEEN_LINES or done - self._told_units >= UNITS_BETWEEN_LINES
         if not due and done < total:
             return
         self._told, self._told_units = now, done
         told = f", {failed} failed" if failed else ""
-        self._log.info(f"{self._name}: {done}/{total} {unit}{told}, {_pace(done, total, now - self._started)}")
-        self._run.log(Report(metrics={"made": done, "failed": failed}), step=done)
+        pace = _pace(done - self._first, total - done, now - self._started)
+        self._log.info(f"{self._name}: {done}/{total} {unit}{told}, {pace}")
+        self._run.log(Report(metrics={"done": done, "failed": failed}), step=done)
 
 
-def _pace(done: int, total: int, seconds: float) -> str:
+def _pace(done: int, left: int, seconds: float) -> str:
     """`12.3/s, 40 s left`, or seconds each where they are many."""
     each = seconds / max(done, 1)
     rate = f"{each:.1f} s each" if each > 1 else f"{1 / max(each, 1e-6):.1f}/s"
-    return f"{rate}, {(total - done) * each:.0f} s left" if done < total else f"{rate}, done in {seconds:.1f} s"
+    return f"{rate}, {left * each:.0f} s left" if left else f"{rate}, done in {seconds:.1f} s"
 
 
 def metadata_of(outcome: Outcome, report: Report, run: TrackedRun) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sam_laplace_assets.domain.manifest import PARTITION_ROLES, check_split_key
 
 SETTINGS_VARIABLE = "SAM_LAPLACE_CONFIG"
 DEFAULT_FILE = "config.yaml"
-DEMO_FILE = Path(__file__).parent / "demo" / "config.yaml"
+DEMO_FILE = Path(__file__).resolve().parent / "demo" / "config.yaml"
 DEMO_FOLDER = ".demo"
 
 Positive = Annotated[int, Field(ge=1)]
@@ -111,9 +111,9 @@ class TrainingSettings(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     dice_lambda: Annotated[float, Field(ge=0)] = 0.5
-    num_workers: Annotated[int, Field(ge=0)] = 8
+    num_workers: Annotated[int, Field(ge=0, description="of the original's; here one thread reads ahead")] = 8
     amp: bool = True
-    early_stop_patience: Positive = 5
+    early_stop_patience: Annotated[int, Field(ge=0, description="0 never stops early")] = 5
     logit_clip: Annotated[float, Field(gt=0)] = 20.0
     seed: int = 0
     memory_budget: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB up to which a pack is read into memory")

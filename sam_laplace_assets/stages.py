@@ -8,6 +8,7 @@ import dagster as dg
 from sam_laplace_assets.assets.graph import BY_NAME
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES
 from sam_laplace_assets.freshness import Freshness, look
+from sam_laplace_assets.jobs import OF_A_HEAD, OF_A_SPLIT
 from sam_laplace_assets.partitions import is_training_split
 from sam_laplace_assets.settings import Settings
 from sam_laplace_assets.storage.project import Project
@@ -23,6 +24,16 @@ class Stage:
     partition: str
     assets: tuple[str, ...]
 
+    def needs(self, earlier: "Stage") -> bool:
+        """Whether this stage reads, directly or through others, what an earlier one makes."""
+        if earlier.job == "scan":
+            return self.partition in ("", *PARTITION_ROLES)
+        if earlier.job == "prepare_split" and self.job == "train_and_fit":
+            return earlier.partition in ("val", self.partition)
+        if earlier.job == "prepare_split":
+            return self.job in ("name_validation_pack", "choose_champion") and earlier.partition == "val"
+        return earlier.job == "name_validation_pack"
+
 
 def stages(splits: Sequence[str], *, scanned: bool = False, fitted: bool = False) -> Iterator[Stage]:
     """The way through the graph for some splits; named ones leave the base splits and what is judged on them alone.
@@ -34,14 +45,13 @@ def stages(splits: Sequence[str], *, scanned: bool = False, fitted: bool = False
     """
     if not scanned or any(split in PARTITION_ROLES for split in splits):
         yield Stage("scan", "", ("all_samples",))
-    chain = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
     for split in splits:
-        yield Stage("prepare_split", split, chain)
+        yield Stage("prepare_split", split, OF_A_SPLIT)
     if "val" in splits:
         yield Stage("name_validation_pack", "", ("validation_pack",))
     trained = [split for split in splits if is_training_split(split)]
     for split in trained:
-        yield Stage("train_and_fit", split, ("head_checkpoint", "laplace_posterior"))
+        yield Stage("train_and_fit", split, OF_A_HEAD)
     if trained or (fitted and "val" in splits):
         yield Stage("choose_champion", "", ("champion",))
 

@@ -305,11 +305,9 @@ def test_a_split_that_fails_does_not_keep_the_others_from_the_title(new_project)
 
 
 def test_a_sample_that_was_refused_for_its_double_is_taken_when_that_is_gone(project):
-    image, mask = draw(0)
-    add_sample(project.folder / "splits" / "test-caves", "caves/new", 500)
-    add_sample(
-        project.folder / "splits" / "test-caves", "caves/old", 501, image=_pixels(project, "boxes/01"), mask=mask
-    )
+    split = project.folder / "splits" / "test-caves"
+    add_sample(split, "caves/new", 500)
+    add_sample(split, "caves/old", 502, image=_pixels(project, "boxes/01"))
     project.refresh("test-caves")
     assert [row["sample_id"] for row in rows_of(project, "test-caves")] == ["caves/new"]
     for path in (*(project.folder / "images/boxes").glob("01.*"), *(project.folder / "masks/boxes").glob("01.*")):

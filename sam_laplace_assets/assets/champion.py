@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -11,12 +10,12 @@ import dagster as dg
 from sam_laplace_assets.domain.plan import Item, Plan, Registered, Report, digest
 from sam_laplace_assets.resources.tracking import model_names
 from sam_laplace_assets.settings import ChampionSettings, Settings, load_settings
-from sam_laplace_assets.storage import files
 from sam_laplace_assets.storage.champion import PART, Champion, read_champion, read_history, require_champion
 from sam_laplace_assets.storage.head import HeadRun
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.posterior import PosteriorRun
 from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.runs import Pointer
 
 if TYPE_CHECKING:
     from sam_laplace_assets.domain.evaluation import Scores
@@ -25,7 +24,7 @@ CHAMPION_VERSION = "1"
 
 
 @dg.asset(
-    io_manager_key="champion_io", group_name="uncertainty", code_version="1", kinds={"json"},
+    io_manager_key="champion_io", group_name="uncertainty", code_version=CHAMPION_VERSION, kinds={"json"},
     deps=[dg.AssetDep("laplace_posterior", partition_mapping=dg.AllPartitionMapping())],
 )  # fmt: skip
 def champion(validation_pack: Pack) -> Plan:
@@ -74,14 +73,14 @@ def plan_champion(validation: Pack, settings: Settings) -> Plan:
 
 def current_posteriors(project: Project, rules: ChampionSettings) -> list[str]:
     """Run ids that the pointers of all training splits name; those made with launchpad overrides only if asked to."""
-    pointers = [(path, files.read_json(path)) for path in project.posterior_pointers()]
-    return sorted(str(pointer["run_id"]) for path, pointer in pointers
-                  if rules.allow_overrides or not _overridden(path, pointer, project))  # fmt: skip
+    pointers = [Pointer.read(path) for path in project.posterior_pointers()]
+    return sorted(one.run_id for one in pointers if rules.allow_overrides or not _overridden(one, project))
 
 
-def _overridden(path: Path, pointer: Mapping[str, Any], project: Project) -> bool:
-    head = project.checkpoints / path.name
-    return bool(pointer["overrides"] or (head.exists() and files.read_json(head)["overrides"]))
+def _overridden(pointer: Pointer, project: Project) -> bool:
+    """Whether the posterior or the head that it was fitted to was made with launchpad overrides."""
+    posterior = PosteriorRun.open(project.posteriors / f"run_{pointer.run_id}")
+    return bool(pointer.overrides or posterior.meta["head"]["overrides"])
 
 
 def decide(candidates: Sequence[str], validation: Pack, settings: Settings, project: Project) -> dict[str, Any]:

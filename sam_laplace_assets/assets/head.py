@@ -24,7 +24,7 @@ NOT_IN_ID = {"num_workers", "memory_budget"}  # change how fast, not what
 
 
 class HeadConfig(Overrides):
-    """Launchpad fields of head_checkpoint; a run that was made with any of them wins the title only if asked to."""
+    """Launchpad fields of head_checkpoint; with any but sanity_check, the head wins the title only if asked to."""
 
     label: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]*$", description="a word in the run's id")
     num_epochs: int | None = Field(None, ge=1, description="epochs at most")
@@ -35,7 +35,7 @@ class HeadConfig(Overrides):
 
 
 @dg.asset(
-    partitions_def=training_splits, io_manager_key="head_io", group_name="model", code_version="1", pool="gpu",
+    partitions_def=training_splits, io_manager_key="head_io", group_name="model", code_version=HEAD_VERSION, pool="gpu",
     kinds={"pytorch"}, ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
 )  # fmt: skip
 def head_checkpoint(
@@ -55,12 +55,13 @@ def plan_head(split: str, pack: Pack, validation: Pack, settings: Settings, conf
         "pack": pack.data_version, "validation_pack": validation.data_version, "head": settings.head.model_dump(),
         "training": training.model_dump(exclude=NOT_IN_ID), "version": HEAD_VERSION,
     }  # fmt: skip
-    item = Item(run_name(split, config.label, digest(made_from)), {PART: digest(made_from)}, made_from)
+    overrides = {key: value for key, value in config.given().items() if key != "sanity_check"}
+    described = {**made_from, "overrides": overrides}
+    item = Item(run_name(split, config.label, digest(made_from)), {PART: digest(made_from)}, described)
 
     def steps(state: "TrainingState | None") -> Iterator["TrainingState"]:
         return train_epochs(state, pack, validation, settings, training, sanity_check=config.sanity_check)
 
-    overrides = {key: value for key, value in config.given().items() if key != "sanity_check"}
     return Course(
         item, steps=steps, save=save_state, restore=restore_state, step=lambda state: int(state.epoch), follow=follow,
         total=training.num_epochs, finish=overrides,

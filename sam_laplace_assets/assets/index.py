@@ -11,9 +11,9 @@ from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import load_settings
 from sam_laplace_assets.storage.index import PART, SCHEMA, summarise
-from sam_laplace_assets.storage.manifest import Manifest
+from sam_laplace_assets.storage.manifest import Manifest, Sample
 from sam_laplace_assets.storage.project import Project
-from sam_laplace_assets.storage.sam import SamCache
+from sam_laplace_assets.storage.sam import CachedSet, SamCache
 
 
 class IndexConfig(Overrides):
@@ -53,6 +53,17 @@ def _rows(manifest: Manifest, cache: SamCache, project: Project) -> Iterator[dic
             continue
         shared = {name: sample.row[name] for name in taken} | {"split": manifest.split}
         for one in cache.sets(sample.key):
+            _refuse_other_image(sample, one, manifest.split)
             arrays = {f"{name}_path": f"{folder}/{one.path(name)}" for name in one.sha256}
             sums = {f"{name}_sha256": value for name, value in one.sha256.items()}
             yield shared | arrays | sums | {"promptset_id": one.promptset_id, "k_pairs": one.k_pairs}
+
+
+def _refuse_other_image(sample: Sample, cached: CachedSet, split: str) -> None:
+    if cached.image_digest != sample.row["image_digest"]:
+        raise dg.Failure(
+            f"What SAM said of {sample.sample_id}, prompt set {cached.promptset_id}, is of another image: the manifest "
+            f"has {sample.row['image_digest'][:12]}, the cache {cached.image_digest[:12]}. Materialise "
+            f"sam_cache[{split}] again.",
+            allow_retries=False,
+        )

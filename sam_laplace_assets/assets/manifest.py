@@ -35,7 +35,7 @@ class ManifestConfig(Overrides):
     force: bool = FORCE
 
 
-@dg.asset(io_manager_key="all_samples_io", group_name="data", code_version="1", kinds={"table"})
+@dg.asset(io_manager_key="all_samples_io", group_name="data", code_version=ROWS_VERSION, kinds={"table"})
 def all_samples(context: dg.AssetExecutionContext, config: ScanConfig) -> Plan:
     """Every file below the base roots: samples with their split, refused files with the reason."""
     settings = load_settings()
@@ -43,7 +43,9 @@ def all_samples(context: dg.AssetExecutionContext, config: ScanConfig) -> Plan:
     return plan_all_samples(settings, force=config.force, resplit=config.resplit)
 
 
-@dg.asset(partitions_def=splits, io_manager_key="manifest_io", group_name="data", code_version="1", kinds={"table"})
+@dg.asset(
+    partitions_def=splits, io_manager_key="manifest_io", group_name="data", code_version=ROWS_VERSION, kinds={"table"}
+)
 def manifest(context: dg.AssetExecutionContext, config: ManifestConfig, all_samples: AllSamples) -> Plan:
     """The samples of one split: its share of the base roots, or its own folder."""
     settings = load_settings()

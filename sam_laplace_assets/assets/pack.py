@@ -12,6 +12,7 @@ from sam_laplace_assets.assets.config import FORCE, Overrides
 from sam_laplace_assets.domain.geometry import LOW_RES, resize_nearest
 from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
 from sam_laplace_assets.partitions import splits
+from sam_laplace_assets.settings import load_settings
 from sam_laplace_assets.storage import images, validation
 from sam_laplace_assets.storage.index import TrainingIndex
 from sam_laplace_assets.storage.pack import Pack
@@ -27,14 +28,16 @@ class PackConfig(Overrides):
     force: bool = FORCE
 
 
-@dg.asset(partitions_def=splits, io_manager_key="pack_io", group_name="features", code_version="1", kinds={"hdf5"})
+@dg.asset(
+    partitions_def=splits, io_manager_key="pack_io", group_name="features", code_version=MASKS_VERSION, kinds={"hdf5"}
+)
 def hdf5_pack(context: dg.AssetExecutionContext, config: PackConfig, training_index: TrainingIndex) -> Plan:
     """The arrays of one split's rows in HDF5; only samples that changed are written, as new shards."""
-    return plan_pack(training_index, force=config.force)
+    return plan_pack(training_index, force=config.force, max_failed_fraction=load_settings().data.max_failed_fraction)
 
 
 @dg.asset(
-    io_manager_key="validation_io", group_name="features", code_version="1", kinds={"hdf5"},
+    io_manager_key="validation_io", group_name="features", code_version=MASKS_VERSION, kinds={"hdf5"},
     ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.SpecificPartitionsPartitionMapping(["val"]))},
 )  # fmt: skip
 def validation_pack(hdf5_pack: Pack) -> Plan:
@@ -42,7 +45,7 @@ def validation_pack(hdf5_pack: Pack) -> Plan:
     return plan_validation_pack(hdf5_pack)
 
 
-def plan_pack(index: TrainingIndex, *, force: bool = False) -> Plan:
+def plan_pack(index: TrainingIndex, *, force: bool = False, max_failed_fraction: float = 0.0) -> Plan:
     """One item a sample, with all its rows; what a sample's rows are made of is its provenance."""
     columns = ["promptset_id", *(f"{name}_sha256" for name in ARRAYS), "mask_digest"]
     items = [Item(str(key), {PART: digest([rows[columns].values.tolist(), MASKS_VERSION])}, rows)
@@ -51,7 +54,8 @@ def plan_pack(index: TrainingIndex, *, force: bool = False) -> Plan:
     def make(item: Item, parts: frozenset[str]) -> PackedSample:
         return read_sample(item.source, masks_root=index.masks_root, project_root=index.project_root)
 
-    return Plan(items, make=make, report=lambda records: report(index, records), force=force, complete=index.complete)
+    return Plan(items, make=make, report=lambda records: report(index, records), force=force, complete=index.complete,
+                max_failed_fraction=max_failed_fraction)  # fmt: skip
 
 
 def read_sample(rows: pd.DataFrame, *, masks_root: Path, project_root: Path) -> PackedSample:

@@ -38,22 +38,28 @@ class PanelSource:
     folder: Path
 
 
-@dg.asset(partitions_def=splits, io_manager_key="panels_io", group_name="features", code_version="1", kinds={"png"})
+@dg.asset(
+    partitions_def=splits, io_manager_key="panels_io", group_name="features", code_version=PANELS_VERSION, kinds={"png"}
+)
 def sanity_panels(
     context: dg.AssetExecutionContext, config: PanelConfig, manifest: Manifest, sam_cache: SamCache
 ) -> Plan:
     """Six panels for a few samples of one split: what training will see, before hours are spent on it."""
-    folder = Project.of(load_settings()).panels(context.partition_key)
-    return plan_panels(manifest, sam_cache, folder, n=config.n, force=config.force)
+    settings = load_settings()
+    folder = Project.of(settings).panels(context.partition_key)
+    return plan_panels(manifest, sam_cache, folder, n=config.n, force=config.force,
+                       max_failed_fraction=settings.data.max_failed_fraction)  # fmt: skip
 
 
-def plan_panels(manifest: Manifest, cache: SamCache, folder: Path, *, n: int, force: bool = False) -> Plan:
+def plan_panels(manifest: Manifest, cache: SamCache, folder: Path, *, n: int, force: bool = False,
+                max_failed_fraction: float = 0.0) -> Plan:  # fmt: skip
     """`n` samples spread over the split, a prompt set each, in turn."""
     cached = [sample for sample in manifest if sample.key in cache.records]
     chosen = [cached[at * len(cached) // min(n, len(cached))] for at in range(min(n, len(cached)))]
     items = [_item(sample, cache, at) for at, sample in enumerate(chosen)]
     return Plan(items, make=lambda item, parts: draw(item.source), unit="panels", force=force,
-                report=lambda records: report(items, folder))  # fmt: skip
+                report=lambda records: report([item for item in items if item.key in records], folder),
+                max_failed_fraction=max_failed_fraction)  # fmt: skip
 
 
 def _item(sample: Sample, cache: SamCache, at: int) -> Item:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
@@ -20,6 +20,10 @@ from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.posterior import CONFIG, META, PART, STATE, FittedPosterior, PosteriorRun
 from sam_laplace_assets.storage.project import Project
 
+if TYPE_CHECKING:
+    from sam_laplace_assets.domain.curvature import Curvature
+    from sam_laplace_assets.domain.prior import PriorSearch
+
 POSTERIOR_VERSION = "1"
 LIBRARIES = ("torch", "laplace-torch", "numpy")
 
@@ -34,8 +38,9 @@ class PosteriorConfig(Overrides):
 
 
 @dg.asset(
-    partitions_def=training_splits, io_manager_key="posterior_io", group_name="uncertainty", code_version="1",
-    pool="gpu", kinds={"pytorch"}, ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
+    partitions_def=training_splits, io_manager_key="posterior_io", group_name="uncertainty", pool="gpu",
+    code_version=POSTERIOR_VERSION, kinds={"pytorch"},
+    ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
 )  # fmt: skip
 def laplace_posterior(
     context: dg.AssetExecutionContext, config: PosteriorConfig, head_checkpoint: HeadRun, hdf5_pack: Pack,
@@ -53,7 +58,7 @@ def plan_posterior(
     """One run, named after the head's bytes, the packs and the settings."""
     laplace = config.over(settings.laplace)
     made_from = {"head_sha256": head.best_sha256, "pack": pack.data_version, "validation_pack": validation.data_version,
-                 "laplace": laplace.model_dump(), "logit_clip": settings.training.logit_clip,
+                 "laplace": laplace.model_dump(), "logit_clip": clip_of(head),
                  "version": POSTERIOR_VERSION}  # fmt: skip
     item = Item(run_name(split, config.label, digest(made_from)), {PART: digest(made_from)})
 
@@ -61,7 +66,7 @@ def plan_posterior(
         return fit(split, head, pack, validation, settings, laplace)
 
     return Plan([item], make=make, finish=config.given(), unit="posteriors",
-                report=lambda records: report(item, settings))  # fmt: skip
+                report=lambda records: report(item, laplace, settings))  # fmt: skip
 
 
 def fit(
@@ -77,7 +82,7 @@ def fit(
 
     network = restore_head(head.weights())
     training = settings.training
-    passes: dict[str, Any] = {"logit_clip": training.logit_clip, "batch_size": training.batch_size,
+    passes: dict[str, Any] = {"logit_clip": clip_of(head), "batch_size": training.batch_size,
                               "device": resolve_device(settings.sam.device)}  # fmt: skip
     rows, judged = (read_rows(one, memory_budget=training.memory_budget) for one in (pack, validation))
     curvature = fit_curvature(network, rows, target_layer=laplace.target_layer, approx=laplace.approx, **passes)
@@ -85,23 +90,36 @@ def fit(
     search = tune_prior_precision(network, curvature, judged, prior_precision_grid=laplace.prior_precision_grid,
                                   temperature=temperature, **passes)  # fmt: skip
     posterior = build_laplace(network, curvature, prior_precision=search.chosen, temperature=temperature)
-    meta = {
-        "training_split": split, "head": {"run_id": head.run_id, "sha256": head.best_sha256},
+    made_from = {
+        "training_split": split,
+        "head": {"run_id": head.run_id, "sha256": head.best_sha256, "overrides": dict(head.overrides)},
         "packs": {"train": pack.data_version, "validation": validation.data_version},
+        "logit_clip": clip_of(head),
+    }
+    found = findings(curvature, search, posterior, laplace)
+    return FittedPosterior(posterior.state_dict(), laplace.model_dump(), made_from | found)
+
+
+def findings(curvature: "Curvature", search: "PriorSearch", posterior: Any, laplace: LaplaceSettings) -> dict[str, Any]:
+    """What posterior_meta.json says of the fit: likelihood, prior, temperature, counts, and what to beware of."""
+    return {
         "likelihood": "Bernoulli per pixel", "target_layer": laplace.target_layer, "approx": laplace.approx,
-        "parameters": len(posterior.mean), "logit_clip": training.logit_clip,
+        "parameters": len(curvature.weights), "dead_parameters": curvature.n_dead,
         "prior_precision": search.chosen, "prior_search": asdict(search), "warnings": warnings_of(search),
-        "likelihood_temperature": {"setting": laplace.likelihood_temperature, "value": temperature},
+        "likelihood_temperature": {"setting": laplace.likelihood_temperature, "value": float(posterior.temperature)},
         "counts": {"images": curvature.n_images, "rows": curvature.n_rows, "pixels": curvature.n_pixels},
         "train_nll_per_pixel": curvature.nll / curvature.n_pixels,
         "log_marginal_likelihood": float(posterior.log_marginal_likelihood()),
-        "dead_parameters": int((curvature.hessian.reshape(len(posterior.mean), -1).abs().sum(1) == 0).sum()),
         "versions": {name: version(name) for name in LIBRARIES},
     }  # fmt: skip
-    return FittedPosterior(posterior.state_dict(), laplace.model_dump(), meta)
 
 
-def warnings_of(search: Any) -> list[str]:
+def clip_of(head: HeadRun) -> float:
+    """The bound on logits that the head was trained with; today's settings may have another."""
+    return float(head.config["training"]["logit_clip"])
+
+
+def warnings_of(search: "PriorSearch") -> list[str]:
     """What a reader should know of the choice of the prior precision."""
     if search.flat:
         return ["The prior precision is not identified: validation NLL is the same over the whole grid, so the largest "
@@ -111,7 +129,7 @@ def warnings_of(search: Any) -> list[str]:
     return []
 
 
-def report(item: Item, settings: Settings) -> Report:
+def report(item: Item, laplace: LaplaceSettings, settings: Settings) -> Report:
     """The search as table and curve, and the posterior as a version of the registered model."""
     run = PosteriorRun.open(Project.of(settings).posteriors / f"run_{item.key}")
     search: Mapping[str, Any] = run.meta["prior_search"]
@@ -126,7 +144,7 @@ def report(item: Item, settings: Settings) -> Report:
                "log_marginal_likelihood": run.meta["log_marginal_likelihood"]}  # fmt: skip
     metrics |= {f"val_nll_at_{row['prior precision']:g}".replace("+", ""): row["validation NLL"] for row in table}
     return Report(
-        facts=facts, params=settings.laplace.model_dump(), metrics=metrics, tables={"prior grid": table},
+        facts=facts, params=laplace.model_dump(), metrics=metrics, tables={"prior grid": table},
         pictures={"prior search": picture}, model=Registered(model_names(settings.mlflow)["posterior"], item.key),
         files={name: (run.folder / name).read_bytes() for name in (STATE, CONFIG, META)},
     )  # fmt: skip

@@ -53,7 +53,9 @@ class PromptSource:
         return {"sample_id": self.sample.sample_id, "image_h": height, "image_w": width, "provenance": self.provenance}
 
 
-@dg.asset(partitions_def=splits, io_manager_key="prompts_io", group_name="data", code_version="1", kinds={"json"})
+@dg.asset(
+    partitions_def=splits, io_manager_key="prompts_io", group_name="data", code_version=PROMPTS_VERSION, kinds={"json"}
+)
 def prompt_sets(context: dg.AssetExecutionContext, config: PromptConfig, manifest: Manifest) -> Plan:
     """Point prompts drawn from the masks of one split, the same on every machine."""
     settings = load_settings()

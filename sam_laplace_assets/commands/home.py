@@ -35,8 +35,8 @@ def _default_home(settings: Settings) -> Path:
 
 
 def shipped(name: str) -> Path:
-    """A file of the repository: that of the working directory, else that beside the package."""
-    for folder in (Path.cwd(), REPOSITORY):
+    """A file of the repository: that beside the package, else that of the working directory."""
+    for folder in (REPOSITORY, Path.cwd()):
         if (folder / name).exists():
             return folder / name
     raise click.ClickException(f"{name} is neither in {Path.cwd()} nor in {REPOSITORY}. Run this in a clone.")

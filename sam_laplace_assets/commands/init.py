@@ -43,9 +43,8 @@ training:
   lr: 0.001
   weight_decay: 0.0001
   dice_lambda: 0.5
-  num_workers: 8
   amp: true                    # mixed precision, where there is a GPU
-  early_stop_patience: 5
+  early_stop_patience: 5       # epochs without a better validation IoU; 0 never stops early
   logit_clip: 20.0
   seed: 0
 

@@ -42,6 +42,12 @@ class Curvature:
     target_layer: str
     approx: str
 
+    @property
+    def n_dead(self) -> int:
+        """How many parameters no data speaks for: their curvature is below `DEAD` of the largest."""
+        diagonal = self.hessian if self.hessian.ndim == 1 else self.hessian.diagonal()
+        return int((diagonal <= DEAD * diagonal.max()).sum())
+
     def __post_init__(self) -> None:
         sums = torch.stack([self.hessian.sum(), self.score_covariance.sum(), torch.tensor(self.nll).double()])
         if not torch.isfinite(sums).all():

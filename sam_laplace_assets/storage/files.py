@@ -97,9 +97,15 @@ def replacing(path: Path) -> Iterator[Path]:
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder; what is younger than a day may still be written."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > SECONDS_A_WRITE_MAY_TAKE:
-                path.unlink()
+        if is_old(path):
+            path.unlink(missing_ok=True)
+
+
+def is_old(path: Path) -> bool:
+    """Whether no run can still be writing this file: it was last written more than a day ago."""
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > SECONDS_A_WRITE_MAY_TAKE
+    return False
 
 
 def sync(path: Path) -> None:

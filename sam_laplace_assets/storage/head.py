@@ -38,7 +38,7 @@ class HeadRun:
         run_id: `<training split>-<label?>-<digest>`.
         folder: where its files lie.
         best_sha256: of best.pt.
-        config: what it was trained with.
+        config: what it was trained with, packs and launchpad overrides included.
         history: a dict an epoch.
     """
 
@@ -57,6 +57,11 @@ class HeadRun:
         config = yaml.safe_load(_read_all(folder, state)[CONFIG])
         name = folder.name.removeprefix("run_")
         return cls(name, folder, state["sha256"]["best.pt"], config, state["history"])
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """Launchpad fields that it was made with."""
+        return dict(self.config["overrides"])
 
     def weights(self) -> dict[str, Any]:
         """State dict of the best epoch, checked against its SHA-256."""

@@ -13,7 +13,7 @@ class Progress(Protocol):
     """What hears of work being done."""
 
     def __call__(self, done: int, failed: int, total: int, unit: str) -> None:
-        """`done` and `failed` of `total` units, so far."""
+        """`done` of `total` units, so far, `failed` of them in vain; the first call says where the work begins."""
         ...
 
 
@@ -26,12 +26,14 @@ class Outcome:
     """What became of a plan.
 
     Attributes:
+        unit: what is counted.
         records: item key -> record, of all items that are there now.
         made: units that were made.
         reused: units that were there.
         failed: item key -> reason.
         seconds: how long it took.
         data_version: digest of the partition's content.
+        complete: whether all items that were wanted were tried, and not too many failed.
     """
 
     unit: str
@@ -62,11 +64,18 @@ def materialise(plan: Plan, store: Store, *, progress: Progress) -> Outcome:
     total = sum(plan.weight(item, frozenset(item.parts)) for item in plan.items)
     pending = sum(plan.weight(*task) for task in todo)
     outcome.reused = total - pending
+    done = failed = 0
+    if todo:
+        progress(0, 0, pending, plan.unit)
     for item, parts in todo:
         outcome.records.pop(item.key, None)
+        units = plan.weight(item, parts)
         if _make(plan, store, item, parts, outcome):
-            outcome.made += plan.weight(item, parts)
-        progress(outcome.made, len(outcome.failed), pending, plan.unit)
+            outcome.made += units
+        else:
+            failed += units
+        done += units
+        progress(done, failed, pending, plan.unit)
     outcome.complete = plan.complete and not _too_many(plan, outcome)
     outcome.data_version = store.finish(plan, outcome.records, complete=outcome.complete)
     outcome.seconds = time.monotonic() - started
@@ -93,6 +102,8 @@ def _too_many(plan: Plan, outcome: Outcome) -> bool:
 
 def _complain(plan: Plan, outcome: Outcome) -> str:
     total = len(plan.items) + len(plan.failed)
+    if total == 1:
+        return next(iter(outcome.failed.values()))
     shown = [f"  {key}: {reason}" for key, reason in list(outcome.failed.items())[:20]]
     more = [f"  and {len(outcome.failed) - len(shown)} more"] if len(outcome.failed) > len(shown) else []
     head = (
@@ -125,6 +136,7 @@ def run_course(course: Course, store: CourseStore, *, progress: Progress, step: 
     if record is None or lacks(record, course.item):
         state = store.resume(course.item, course.restore)
         outcome.reused = 0 if state is None else course.step(state)
+        progress(outcome.reused, 0, course.total, outcome.unit)
         _run_steps(course, store, course.steps(state), outcome, progress, step)
     else:
         outcome.reused = int(record.summary.get("epochs", course.total))

@@ -89,6 +89,8 @@ class PackStore:
     def _layout(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> Layout:
         there = [item for item in plan.items if item.key in records]
         slots = self._slots(there)
+        if gone := [item.key for item in there if item.key not in slots]:
+            raise PackRefused(f"The shard of {gone[0]} in {self._shards} was removed by another run. Run again.")
         placed = {item.key: slots[item.key] for item in there}
         return Layout(self._split, complete, data_version(plan, records), placed)
 
@@ -103,9 +105,9 @@ class PackStore:
             raise
 
     def _tidy(self, keep: Collection[str]) -> None:
-        """Remove shards that neither this pack nor the one before needs, and what killed writers left."""
+        """Remove old shards that neither this pack nor the one before needs, and what killed writers left."""
         for path in self._shards.glob("*.h5"):
-            if path.name not in keep:
+            if path.name not in keep and files.is_old(path):  # a young one may be another run's, or still be read
                 path.unlink(missing_ok=True)
         for folder in (self._shards, self._path.parent):
             files.sweep(folder)

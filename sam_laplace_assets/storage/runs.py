@@ -4,6 +4,7 @@ current-<split>.json   format "pointer", version, run_id, overrides (launchpad f
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,20 @@ class RunStore:
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
         """Whether the pointer names the run."""
         return self._pointer.exists() and _read(self._pointer) == _pointing(plan, records)
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What a pointer file says: which run is current, and the launchpad fields that it was made with."""
+
+    run_id: str
+    overrides: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Pointer":
+        """The pointer at `path`. Raises `NewerFormat`."""
+        value = _read(path)
+        return cls(str(value["run_id"]), value["overrides"])
 
 
 def current_run(pointer: Path, *, name: str) -> str:

@@ -54,6 +54,7 @@ class CachedSet:
     promptset_id: int
     k_pairs: int
     sha256: Mapping[str, str]
+    image_digest: str
 
     def path(self, array: str) -> str:
         """Where an array file lies below the split's folder."""
@@ -80,7 +81,8 @@ class SamCache:
         for name in sorted({part.split("/")[0] for part in record.contents}):
             pos, neg = record.contents[f"{name}/maps"].split("+")
             sha256 = {"logits_256": record.contents[f"{name}/logits"], "pos_map": pos, "neg_map": neg}
-            yield CachedSet(key, int(name), int(record.summary[name]["k_pairs"]), sha256)
+            facts = record.summary[name]
+            yield CachedSet(key, int(name), int(facts["k_pairs"]), sha256, facts["image_digest"])
 
 
 class SamStore(FileStore):
@@ -192,6 +194,7 @@ def _record(metas: Sequence[Mapping[str, Any]]) -> Record:
     for meta in metas:
         name = f"{meta['promptset_id']:04d}"
         summary[name] = {"k_pairs": meta["k_pairs"], "branch": meta.get("branch")}
+        summary[name] |= {"image_digest": meta["provenance"].get("logits", {}).get("image_digest")}
         for part, provenance in meta["provenance"].items():
             parts[f"{name}/{part}"] = digest(provenance)
             contents[f"{name}/{part}"] = "+".join(meta["sha256"][f"{array}.npy"] for array in ARRAYS[part])

@@ -93,7 +93,7 @@ def test_a_lost_history_does_not_cost_the_title(tmp_path):
 
 
 def test_a_decision_that_fails_says_why(tmp_path):
-    with pytest.raises(TooManyFailed, match="champion: no pixels"):
+    with pytest.raises(TooManyFailed, match="no pixels"):
         make(plan(error=ValueError("no pixels")), ChampionStore(tmp_path))
     assert holds(tmp_path) == {}
 

@@ -85,7 +85,7 @@ materialise(sam_plan([f"k{at}" for at in range(500)]), SamStore(Path(sys.argv[1]
 def test_a_run_that_is_killed_is_completed_to_the_content_of_an_undisturbed_one(tmp_path):
     run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], stdout=subprocess.PIPE)
     assert run.stdout is not None
-    for _ in range(20):
+    for _ in range(21):  # the first line says where the work begins
         assert run.stdout.readline()
     run.send_signal(signal.SIGKILL)
     run.communicate()
@@ -167,7 +167,7 @@ def test_units_are_counted_and_progress_is_told(tmp_path):
     outcome = materialise(prompt_plan(weight=two, unit="points"), PromptStore(tmp_path / "val"),
                           progress=lambda *seen: told.append(seen))  # fmt: skip
     assert (outcome.made, outcome.reused) == (4, 2)
-    assert told == [(2, 0, 4, "points"), (4, 0, 4, "points")]
+    assert told == [(0, 0, 4, "points"), (2, 0, 4, "points"), (4, 0, 4, "points")]
     assert outcome.counts().keys() == {"made", "reused", "failed", "seconds", "made_per_second"}
 
 
@@ -217,5 +217,5 @@ def test_one_item_that_fails_says_why(tmp_path):
         raise ValueError("the pack has no rows")
 
     for store in (IndexStore(tmp_path / "index", "parquet"), ChampionStore(tmp_path)):
-        with pytest.raises(TooManyFailed, match="one: the pack has no rows"):
+        with pytest.raises(TooManyFailed, match="^the pack has no rows"):
             materialise(Plan([Item("one", {"part": "1"})], make=broken), store, progress=quiet)
