@@ -1,15 +1,18 @@
 """What must hold of the data."""
 
+import contextlib
 from collections import Counter
+from typing import Any
 
 import dagster as dg
 
 from sam_laplace_assets.assets.champion import Candidate
+from sam_laplace_assets.assets.splitting import groups_in_two_splits
 from sam_laplace_assets.settings import load_settings
 from sam_laplace_assets.storage.index import read_index
 from sam_laplace_assets.storage.manifest import read_rows
 from sam_laplace_assets.storage.pack import open_pack
-from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.project import Project, named_splits
 from sam_laplace_assets.storage.runs import current_run
 from sam_laplace_assets.storage.store import NotMade
 
@@ -17,25 +20,62 @@ PARTITION_TAG = "dagster/partition"
 
 
 @dg.asset_check(asset="all_samples", blocking=True)
-def no_sample_or_image_in_two_splits() -> dg.AssetCheckResult:
-    """No sample and no image content stands in two base splits."""
-    rows = [row for row in read_rows(Project.of(load_settings()).manifests, "all_samples") if row["valid"]]
-    found = [*_in_two_splits(rows, "sample_id"), *_in_two_splits(rows, "image_digest")]
-    return dg.AssetCheckResult(passed=not found, metadata={"found": "; ".join(found[:20]) or "none"})
+def no_sample_in_two_splits() -> dg.AssetCheckResult:
+    """No sample of the base roots stands in two splits."""
+    return _none_found(_in_two_splits(_base_rows(), "sample_id"))
 
 
-def _in_two_splits(rows: list[dict[str, object]], column: str) -> list[str]:
-    splits: dict[object, set[object]] = {}
+@dg.asset_check(asset="all_samples", blocking=True)
+def no_image_in_two_splits() -> dg.AssetCheckResult:
+    """No image content stands in two splits, base or named."""
+    return _none_found(_in_two_splits(_all_rows(), "image_digest"))
+
+
+@dg.asset_check(asset="manifest", blocking=True)
+def no_image_of_it_in_another_split() -> dg.AssetCheckResult:
+    """No image content of a split stands in another one, base or named."""
+    return _none_found(_in_two_splits(_all_rows(), "image_digest"))
+
+
+@dg.asset_check(asset="all_samples")
+def every_group_in_one_split() -> dg.AssetCheckResult:
+    """What `data.group_by` keeps together stands in one split; a rule that came later moves nothing."""
+    found = groups_in_two_splits(_base_rows(), load_settings().data)
+    return _none_found(found, severity=dg.AssetCheckSeverity.WARN)
+
+
+def _none_found(
+    found: list[str], *, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=not found, severity=severity, metadata={"found": "; ".join(found[:20]) or "none"})
+
+
+def _base_rows() -> list[dict[str, Any]]:
+    rows = read_rows(Project.of(load_settings()).manifests, "all_samples")
+    return [row for row in rows if row["valid"]]
+
+
+def _all_rows() -> list[dict[str, Any]]:
+    """Valid rows of the base roots and of the named splits that were made."""
+    settings = load_settings()
+    rows = _base_rows()
+    for split in named_splits(settings.data):
+        with contextlib.suppress(NotMade):
+            rows += [row for row in read_rows(Project.of(settings).manifests, split) if row["valid"]]
+    return rows
+
+
+def _in_two_splits(rows: list[dict[str, Any]], column: str) -> list[str]:
+    splits: dict[str, set[str]] = {}
     for row in rows:
-        splits.setdefault(row[column], set()).add(row["split"])
-    return [f"{column} {key} is in {sorted(map(str, names))}" for key, names in splits.items() if len(names) > 1]
+        splits.setdefault(str(row[column]), set()).add(str(row["split"]))
+    return [f"{column} {key} is in {', '.join(sorted(names))}" for key, names in splits.items() if len(names) > 1]
 
 
 @dg.asset_check(asset="all_samples")
 def every_class_is_judged() -> dg.AssetCheckResult:
     """Every class of split train has samples in split val."""
-    rows = [row for row in read_rows(Project.of(load_settings()).manifests, "all_samples") if row["valid"]]
-    counts = Counter((row["class"], row["split"]) for row in rows)
+    counts = Counter((row["class"], row["split"]) for row in _base_rows())
     found = sorted({str(name) for name, split in counts if split == "train" and not counts[name, "val"]})
     told = {"classes in train, not in val": ", ".join(found) or "none"}
     return dg.AssetCheckResult(passed=not found, severity=dg.AssetCheckSeverity.WARN, metadata=told)
@@ -100,5 +140,8 @@ def _refusal(split: str, project: Project) -> str:
 
 
 all_checks = [
-    no_sample_or_image_in_two_splits, every_class_is_judged, pack_holds_the_rows_of_its_index, posterior_reloads,
+    no_sample_in_two_splits,
+    no_image_in_two_splits,
+    no_image_of_it_in_another_split,
+    every_group_in_one_split, every_class_is_judged, pack_holds_the_rows_of_its_index, posterior_reloads,
 ]  # fmt: skip

@@ -1,6 +1,11 @@
 import pytest
 
-from sam_laplace_assets.checks import every_class_is_judged, no_sample_or_image_in_two_splits
+from sam_laplace_assets.checks import (
+    every_class_is_judged,
+    every_group_in_one_split,
+    no_image_in_two_splits,
+    no_sample_in_two_splits,
+)
 from sam_laplace_assets.storage.manifest import SCHEMA, VERSION
 from sam_laplace_assets.storage.tables import write_table
 from sam_laplace_assets_tests.small_project import BASE, SETTINGS, SmallProject
@@ -28,7 +33,7 @@ def checked(tmp_path, monkeypatch):
 
 def test_the_checks_pass_on_what_the_graph_made(read_only):
     with read_only.instance() as instance:
-        for check in (no_sample_or_image_in_two_splits, every_class_is_judged):
+        for check in (no_sample_in_two_splits, no_image_in_two_splits, every_group_in_one_split, every_class_is_judged):
             (spec,) = check.check_specs
             (record,) = instance.event_log_storage.get_asset_check_execution_history(spec.key, limit=1)
             assert record.event.asset_check_evaluation.passed
@@ -36,19 +41,19 @@ def test_the_checks_pass_on_what_the_graph_made(read_only):
 
 
 def test_a_sample_in_two_splits_is_found(checked):
-    result = checked(no_sample_or_image_in_two_splits, ("a/0", "a", "train", "x"), ("a/0", "a", "val", "y"))
+    result = checked(no_sample_in_two_splits, ("a/0", "a", "train", "x"), ("a/0", "a", "val", "y"))
     assert not result.passed
-    assert "sample_id a/0 is in ['train', 'val']" in str(result.metadata)
+    assert "sample_id a/0 is in train, val" in str(result.metadata)
 
 
 def test_an_image_in_two_splits_is_found(checked):
-    result = checked(no_sample_or_image_in_two_splits, ("a/0", "a", "train", "x"), ("a/1", "a", "test", "x"))
+    result = checked(no_image_in_two_splits, ("a/0", "a", "train", "x"), ("a/1", "a", "test", "x"))
     assert not result.passed
-    assert "image_digest x is in ['test', 'train']" in str(result.metadata)
+    assert "image_digest x is in test, train" in str(result.metadata)
 
 
 def test_the_same_image_twice_in_one_split_is_no_leak(checked):
-    assert checked(no_sample_or_image_in_two_splits, ("a/0", "a", "val", "x"), ("a/1", "a", "val", "x")).passed
+    assert checked(no_image_in_two_splits, ("a/0", "a", "val", "x"), ("a/1", "a", "val", "x")).passed
 
 
 def test_a_class_that_is_trained_and_not_judged_is_a_warning(checked):
@@ -58,3 +63,13 @@ def test_a_class_that_is_trained_and_not_judged_is_a_warning(checked):
     assert result.severity.value == "WARN"
     assert "b" in str(result.metadata)
     assert checked(every_class_is_judged, *rows, ("b/1", "b", "val", "5")).passed
+
+
+def test_a_group_that_was_torn_before_there_was_a_rule_is_a_warning(checked, tmp_path):
+    rows = [("a/p1_0", "a", "train", "1"), ("a/p1_1", "a", "val", "2"), ("a/p2_0", "a", "test", "3")]
+    assert checked(every_group_in_one_split, *rows).passed
+    SmallProject(tmp_path).change(data={"group_by": r"p\d+"})
+    result = checked(every_group_in_one_split, *rows)
+    assert not result.passed
+    assert result.severity.value == "WARN"
+    assert "a/p1_0 (train), a/p1_1 (val)" in str(result.metadata)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sam_laplace_assets.assets.graph import ASSETS
+from sam_laplace_assets.assets.graph import BY_NAME
 from sam_laplace_assets.domain.sam import FrozenSam
-from sam_laplace_assets.freshness import look, partitions_of
+from sam_laplace_assets.freshness import look
+from sam_laplace_assets.stages import stages
 from sam_laplace_assets_tests.small_project import BASE, add_sample, count_calls, draw, hashes
 
 AFTER_CACHE = ["training_index", "hdf5_pack", "sanity_panels"]
@@ -21,9 +22,9 @@ def looked_at(project):
     """Freshness of every asset partition of the base splits."""
     with project.instance() as instance:
         return [
-            look(asset, partition, project.settings, instance)
-            for asset in ASSETS
-            for partition in partitions_of(asset, list(BASE))
+            look(BY_NAME[name], stage.partition, project.settings, instance)
+            for stage in stages(BASE)
+            for name in stage.assets
         ]
 
 

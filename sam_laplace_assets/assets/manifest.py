@@ -73,7 +73,7 @@ def plan_named_manifest(settings: Settings, split: str, *, force: bool = False) 
 
     def assign(rows: Sequence[Row], kept: Mapping[str, Any]) -> Any:
         named = [{**row, "split": split} for row in rows]
-        return refuse_content_of_other_splits(named, split, place), kept
+        return refuse_content_of_other_splits(named, split, settings.data, place), kept
 
     return plan_scan(roots_of(settings.data, split), settings.data, force=force, finish=assign,
                      report=lambda records: report_rows(read_rows(place, split)))  # fmt: skip

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from sam_laplace_assets.domain.manifest import PARTITION_ROLES, Candidate, assign_splits
+from sam_laplace_assets.domain.manifest import PARTITION_ROLES, Candidate, assign_splits, straddling_units
 from sam_laplace_assets.settings import DataSettings, SettingsError
 from sam_laplace_assets.storage.manifest import Assignment, Assignments, Place, Row, read_rows
+from sam_laplace_assets.storage.project import named_splits
 from sam_laplace_assets.storage.store import NotMade
 
 Group = Callable[[str], str]
@@ -26,7 +27,7 @@ def assign_base_splits(
     Raises:
         NoValidSample: no file can be used; names what was found.
     """
-    rows = refuse_content_of_other_splits(rows, "", place)
+    rows = refuse_content_of_other_splits(rows, "", data, place)
     if not any(row["valid"] for row in rows):
         raise NoValidSample(_nothing_valid(rows, data))
     if data.splits_file is not None:
@@ -39,9 +40,9 @@ def assign_base_splits(
     return _with_splits(rows, drawn), _remember(rows, drawn, kept)
 
 
-def refuse_content_of_other_splits(rows: Sequence[Row], split: str, place: Place) -> list[Row]:
+def refuse_content_of_other_splits(rows: Sequence[Row], split: str, data: DataSettings, place: Place) -> list[Row]:
     """Rows, those refused whose image stands in a split that was made earlier."""
-    elsewhere = _content_of_other_splits(split, place)
+    elsewhere = _content_of_other_splits(split, data, place)
     return [_refuse(row, elsewhere[row["image_digest"]]) if row["valid"] and row["image_digest"] in elsewhere else row
             for row in rows]  # fmt: skip
 
@@ -102,13 +103,13 @@ def _refuse_repeated(row: Row, official: Mapping[str, str], first: dict[str, tup
 
 def _refuse(row: Row, holder: tuple[str, str]) -> Row:
     sample, split = holder
-    return {**row, "valid": False, "reason": f"its image is that of {sample}, which stands in split {split}"}
+    reason = f"its image is that of {sample}, which stands in split {split}; remove one of the two"
+    return {**row, "valid": False, "reason": reason}
 
 
-def _content_of_other_splits(split: str, place: Place) -> dict[str, tuple[str, str]]:
+def _content_of_other_splits(split: str, data: DataSettings, place: Place) -> dict[str, tuple[str, str]]:
     """image digest -> (sample, split) of the other named splits; a named split sees the base ones too."""
-    names = [path.name.removesuffix(".ledger.parquet") for path in sorted(place.folder.glob("*.ledger.parquet"))]
-    named = [name for name in names if name not in {split, "all_samples", *PARTITION_ROLES}]
+    named = [name for name in named_splits(data) if name != split]
     held: dict[str, tuple[str, str]] = {}
     for name in ["all_samples", *named] if split else named:
         for row in _rows_or_none(place, name):
@@ -122,6 +123,15 @@ def _rows_or_none(place: Place, name: str) -> Sequence[Row]:
         return read_rows(place, name)
     except NotMade:
         return []
+
+
+def groups_in_two_splits(rows: Sequence[Row], data: DataSettings) -> list[str]:
+    """Groups of `data.group_by`, and doubles, whose samples stand in several splits, as text."""
+    group = grouping(data)
+    valid = [row for row in rows if row["valid"]]
+    splits = {str(row["sample_id"]): str(row["split"]) for row in valid}
+    torn = straddling_units([_candidate(row, group) for row in valid], splits)
+    return [", ".join(f"{one.sample_id} ({splits[one.sample_id]})" for one in unit) for unit in torn]
 
 
 def _candidate(row: Row, group: Group) -> Candidate:

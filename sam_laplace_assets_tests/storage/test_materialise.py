@@ -217,5 +217,5 @@ def test_one_item_that_fails_says_why(tmp_path):
         raise ValueError("the pack has no rows")
 
     for store in (IndexStore(tmp_path / "index", "parquet"), ChampionStore(tmp_path)):
-        with pytest.raises(TooManyFailed, match="^the pack has no rows"):
+        with pytest.raises(TooManyFailed, match=r"^the pack has no rows"):
             materialise(Plan([Item("one", {"part": "1"})], make=broken), store, progress=quiet)

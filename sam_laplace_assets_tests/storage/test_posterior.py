@@ -74,7 +74,7 @@ def test_a_fit_that_dies_is_made_again_to_the_same_content(folder, tmp_path_fact
 
 def test_a_fit_that_fails_says_why_and_keeps_the_pointer(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(TooManyFailed, match="^The head's weights are not finite"):
+    with pytest.raises(TooManyFailed, match=r"^The head's weights are not finite"):
         make(plan(ValueError("The head's weights are not finite")), store_of(empty))
     assert holds(empty) == {}
 
