@@ -111,8 +111,15 @@ def _run(stage: Stage, assets: Sequence[str], instance: dg.DagsterInstance) -> N
         tags=HERE | {PROCESS: f"{socket.gethostname()}:{os.getpid()}"},
         raise_on_error=False,
     )
+    if _was_interrupted(result):
+        raise KeyboardInterrupt
     if not result.success:
         raise RunFailed(f"{stage.job} failed in run {result.run_id}: {_first_error(result)}")
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    errors = [event.step_failure_data.error for event in result.get_step_failure_events()]
+    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
 def _first_error(result: dg.ExecuteInProcessResult) -> str:

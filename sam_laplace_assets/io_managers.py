@@ -66,6 +66,8 @@ class StoreIOManager(dg.ConfigurableIOManager):
             outcome = _carry_out(context, obj, store, run, name)
             report = obj.report(outcome.records)
             run.log(replace(report, metrics=outcome.counts() | dict(report.metrics)))
+        for warning in report.warnings:
+            context.log.warning(f"{name}: {warning}")
         _tell_problems(context, run)
         context.add_output_metadata(metadata_of(outcome, report, run))
         if unmade := left_out(obj, outcome.records):

@@ -1,5 +1,6 @@
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -62,7 +63,7 @@ def test_plan_prints_prompt_sets_and_bytes_before_anything_is_made(new_project):
     table = {tuple(line.split()[:2]): line.split()[2:] for line in output.splitlines()[1:10]}
     assert table["sam_cache", "train"][:2] == ["26", "26"]  # 0.8 of 16 samples are 13, two sets each
     assert "to write: 0.0" in output
-    assert "hours are unknown (?) until a first run" in output
+    assert "hours are known once a run has shown its rate" in output
     assert not any(new_project.root.rglob("*.npy"))
 
 
@@ -119,12 +120,54 @@ def test_run_refuses_without_a_traceback(read_only, arguments, said):
 
 
 def test_a_failed_run_is_told_without_a_traceback(project):
-    (project.folder / "sam.pt").unlink()
+    (project.folder / "sam.pt").write_bytes((project.folder / "sam.pt").read_bytes()[:1000])
     code, output = call("run")
     assert code == 1
     assert "Error: prepare_split failed in run" in output
-    assert "sam.pt is not there" in output
+    assert "it is cut short or no PyTorch file, at 1,000 bytes" in output
     assert "Traceback" not in output
+
+
+def test_a_checkpoint_that_is_not_there_is_told_before_anything_runs(new_project):
+    (new_project.folder / "sam.pt").unlink()
+    for command in ("plan", "run"):
+        code, output = call(command)
+        assert code == 1
+        assert "sam.pt is not there. Set sam.checkpoint to one that is." in output
+    assert not (new_project.root / "manifests").exists()
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_runs(new_project, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    new_project.change(sam={"device": "cuda"})
+    assert "PyTorch sees no GPU here" in told_by_main(monkeypatch, "plan")
+    assert not (new_project.root / "manifests").exists()
+
+
+def test_samples_that_cannot_be_used_are_told(new_project, capfd):
+    next((new_project.folder / "masks" / "boxes").iterdir()).unlink()
+    new_project.refresh(assets=["all_samples"])
+    told = capfd.readouterr().err
+    assert "warning: all_samples: 1 of 16 found files or pairs cannot be used: boxes/" in told
+
+
+def test_a_folder_without_settings_or_demo_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.delenv(SETTINGS_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    code, output = call("run")
+    assert code == 1
+    assert "There is no config.yaml in" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_told(read_only):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        code, output = call("dev", "--port", str(port))
+    assert code == 1
+    assert f"Port {port} of this machine is taken. It is needed for the Dagster UI; choose another" in output
 
 
 def test_plan_of_a_split_that_is_not_there_is_refused(read_only, monkeypatch):

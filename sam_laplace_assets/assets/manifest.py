@@ -122,7 +122,16 @@ def report_rows(rows: Sequence[Row]) -> Report:
     counts = {"valid": len(rows) - len(refused), "invalid": len(refused)}
     counts |= {f"samples in {split}": sizes[split] for split in sorted(sizes)}
     invalid = [{"file": row["image_path"] or row["mask_path"], "reason": row["reason"]} for row in refused]
-    return Report(facts=counts, metrics=counts, tables={"by class": _by_class(rows), "invalid samples": invalid})
+    return Report(warnings=_refusals(invalid, len(rows)), facts=counts, metrics=counts,
+                  tables={"by class": _by_class(rows), "invalid samples": invalid})  # fmt: skip
+
+
+def _refusals(invalid: Sequence[Mapping[str, Any]], found: int) -> list[str]:
+    if not invalid:
+        return []
+    shown = "; ".join(f"{row['file']}: {row['reason']}" for row in invalid[:3])
+    more = f"; and {len(invalid) - 3} more, all in its table" if len(invalid) > 3 else ""
+    return [f"{len(invalid)} of {found} found files or pairs cannot be used: {shown}{more}"]
 
 
 def _by_class(rows: Sequence[Row]) -> list[dict[str, Any]]:

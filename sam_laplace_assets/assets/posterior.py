@@ -144,7 +144,8 @@ def report(item: Item, laplace: LaplaceSettings, settings: Settings) -> Report:
                "log_marginal_likelihood": run.meta["log_marginal_likelihood"]}  # fmt: skip
     metrics |= {f"val_nll_at_{row['prior precision']:g}".replace("+", ""): row["validation NLL"] for row in table}
     return Report(
-        facts=facts, params=laplace.model_dump(), metrics=metrics, tables={"prior grid": table},
+        warnings=run.meta["warnings"], facts=facts, params=laplace.model_dump(), metrics=metrics,
+        tables={"prior grid": table},
         pictures={"prior search": picture}, model=Registered(model_names(settings.mlflow)["posterior"], item.key),
         files={name: (run.folder / name).read_bytes() for name in (STATE, CONFIG, META)},
     )  # fmt: skip

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+
+import click
 
 from sam_laplace_assets.commands.demo import make_demo_files
 from sam_laplace_assets.commands.home import prepare_home, shipped
@@ -24,12 +27,31 @@ def serve(port: int, tell: Callable[[str], None]) -> int:
     if settings.is_demo:
         make_demo_files(settings)
     home = prepare_home(settings)
-    tell(f"Dagster  http://{LOOPBACK}:{port}   (instance {home})")
-    servers = [_start(_dagster(port))]
+    _require_free(port, "the Dagster UI; choose another with --port")
+    commands = [_dagster(port)]
+    told = [f"Dagster  http://{LOOPBACK}:{port}   (instance {home})"]
     if settings.mlflow.enabled and (command := _mlflow(settings)):
-        tell(f"MLflow   http://{LOOPBACK}:{UI_PORT}")
-        servers.append(_start(command))
-    return _wait(servers)
+        _require_free(
+            UI_PORT, "MLflow's UI; stop what listens there, or set mlflow.tracking_uri or mlflow.enabled: false"
+        )
+        commands.append(command)
+        told.append(f"MLflow   http://{LOOPBACK}:{UI_PORT}")
+    servers: list[subprocess.Popen[bytes]] = []
+    try:
+        tell("\n".join(told))
+        servers += [_start(command) for command in commands]
+        return _wait(servers)
+    finally:
+        _stop(servers)
+
+
+def _require_free(port: int, purpose: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise click.ClickException(f"Port {port} of this machine is taken. It is needed for {purpose}.") from error
 
 
 def _dagster(port: int) -> list[str]:
@@ -59,12 +81,11 @@ def _wait(servers: "Sequence[subprocess.Popen[bytes]]") -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         told.append(number)
 
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, stop)
     while not told and all(server.poll() is None for server in servers):
         time.sleep(0.2)
     ended = [server.returncode for server in servers if server.poll() is not None]
-    _stop(servers)
     return ended[0] if ended else 0
 
 

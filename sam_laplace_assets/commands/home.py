@@ -46,5 +46,11 @@ def open_instance() -> "dg.DagsterInstance":
     """The Dagster instance of the settings in force."""
     import dagster as dg
 
-    prepare_home(load_settings())
+    settings = load_settings()
+    if settings.is_demo and not settings.data.images_root.is_dir():
+        raise click.ClickException(
+            f"There is no config.yaml in {Path.cwd()}, and no demo either. Write one with `sam-laplace init`, or make "
+            "the demo with `sam-laplace demo`."
+        )
+    prepare_home(settings)
     return dg.DagsterInstance.get()

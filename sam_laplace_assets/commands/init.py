@@ -29,7 +29,7 @@ prompt_generation:
   gaussian_sigma: 8            # of the point maps, pixels at 256x256
 
 sam:
-  checkpoint: sam_vit_h_4b8939.pth   # of the model type below
+  checkpoint: sam_vit_h_4b8939.pth   # of the model type below; leave out for toy
   model_type: vit_h            # vit_h | vit_l | vit_b | toy
   device: auto                 # auto | cuda | cpu
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sam_laplace_assets.domain.manifest import FRACTIONS, PARTITION_ROLES, check_split_key
-from sam_laplace_assets.settings import Settings, load_settings
+from sam_laplace_assets.settings import SamSettings, Settings, load_settings
 from sam_laplace_assets.storage import images
 from sam_laplace_assets.storage.manifest import read_rows
 from sam_laplace_assets.storage.project import Project, roots_of
@@ -55,11 +55,10 @@ class Estimate:
         """The estimate for a reader."""
         head = f"{'asset':<14}{'split':<20}{'prompt sets':>14}{'to make':>10}{'GB':>10}{'hours':>9}"
         unknown = any(need.lacking and need.seconds is None for need in self.needs)
-        hours = sum(need.seconds or 0 for need in self.needs) / 3600
-        notes = ["hours are unknown (?) until a first run has shown its rate; try one with `limit`"] if unknown else []
-        return "\n".join([head, *map(_row, self.needs), "",
-                          f"to write: {self.bytes / 1e9:.2f} GB, {hours:.2f} hours; "
-                          f"free below {self.root}: {self.free / 1e9:.2f} GB", *notes])  # fmt: skip
+        hours = "? hours" if unknown else f"{sum(need.seconds or 0 for need in self.needs) / 3600:.2f} hours"
+        notes = ["hours are known once a run has shown its rate: try one with `limit` in the UI's launchpad"]
+        sizes = f"to write: {self.bytes / 1e9:.2f} GB, {hours}; free below {self.root}: {self.free / 1e9:.2f} GB"
+        return "\n".join([head, *map(_row, self.needs), "", sizes, *(notes if unknown else [])])
 
 
 def estimate(instance: "dg.DagsterInstance", splits: Sequence[str]) -> Estimate:
@@ -69,8 +68,20 @@ def estimate(instance: "dg.DagsterInstance", splits: Sequence[str]) -> Estimate:
     settings = load_settings()
     chosen = [check_split(key, settings.data) for key in splits] or known_splits(settings.data)
     needs = [need for split in chosen for need in _needs(split, settings, instance)]
+    if any(need.lacking for need in needs if need.asset == "sam_cache"):
+        require_sam(settings.sam)
     root = next(path for path in (settings.data.project_root, *settings.data.project_root.parents) if path.exists())
     return Estimate(needs, shutil.disk_usage(root).free, settings.data.project_root)
+
+
+def require_sam(sam: SamSettings) -> None:
+    """Refuse now what would be refused once prompts are drawn: a checkpoint that is not there, a GPU that is not."""
+    if sam.checkpoint is not None and not sam.checkpoint.is_file():
+        raise click.ClickException(f"SAM checkpoint {sam.checkpoint} is not there. Set sam.checkpoint to one that is.")
+    if sam.device == "cuda":
+        from sam_laplace_assets.resources.checkpoints import resolve_device
+
+        resolve_device(sam.device)
 
 
 def require_space(estimated: Estimate) -> None:

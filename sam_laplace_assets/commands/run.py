@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sam_laplace_assets.commands.plan import estimate, require_space
+from sam_laplace_assets.settings import load_settings
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -24,9 +25,12 @@ def make_missing(
         ran = refresh(instance, splits=splits, assets=assets, tell=tell)
     except (RunFailed, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        tell("Stopped. Run again to go on from here.")
+        raise SystemExit(130) from None
     seconds = time.monotonic() - started
     if ran:
-        tell(f"Made {len(ran)} asset partitions in {seconds:.0f} s.")
+        tell(f"Made {len(ran)} asset partitions in {seconds:.0f} s, below {load_settings().data.project_root}.")
     else:
         tell(f"Nothing is missing or out of date; no step was launched ({seconds:.1f} s).")
     return ran

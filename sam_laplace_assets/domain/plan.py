@@ -66,6 +66,7 @@ class Report:
     """What a reader wants to see of a materialisation, for the UI and for tracking alike.
 
     Attributes:
+        warnings: what a reader must not miss.
         facts: name -> text or number.
         params: name -> setting that it was made with.
         metrics: name -> number to be tracked.
@@ -76,6 +77,7 @@ class Report:
         champion: registered version that carries the alias `champion` from now on.
     """
 
+    warnings: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)

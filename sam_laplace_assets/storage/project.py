@@ -119,8 +119,8 @@ def roots_of(data: DataSettings, split: str) -> SplitRoots:
     _checked(split)
     if split in PARTITION_ROLES:
         return SplitRoots(data.images_root, data.masks_root)
+    keys = (f"data.splits.{split}.images_root", f"data.splits.{split}.masks_root")
     if (given := data.splits.get(split)) is not None:
-        keys = (f"data.splits.{split}.images_root", f"data.splits.{split}.masks_root")
         return SplitRoots(given.images_root, given.masks_root, *keys)
     if data.splits_root is None:
         raise SplitUnknown(
@@ -133,8 +133,7 @@ def roots_of(data: DataSettings, split: str) -> SplitRoots:
             f"Split {split!r} has no data: {folder} is not there. Put images and masks into {folder / 'images'} and "
             f"{folder / 'masks'}, or name both roots under data.splits.{split} in the settings."
         )
-    return SplitRoots(folder / "images", folder / "masks", f"{split}/images below data.splits_root",
-                      f"{split}/masks below data.splits_root")  # fmt: skip
+    return SplitRoots(folder / "images", folder / "masks", *keys)
 
 
 def named_splits(data: DataSettings) -> list[str]:

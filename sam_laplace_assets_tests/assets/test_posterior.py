@@ -33,7 +33,8 @@ def test_the_meta_documents_what_a_reader_needs_to_trust_it(candidate, read_only
     assert meta["format"] == "laplace_posterior"
     assert meta["version"] == 1
     assert meta["training_split"] == "train"
-    assert meta["head"] == {"run_id": candidate.head.run_id, "sha256": candidate.head.best_sha256}
+    assert meta["head"]["run_id"] == candidate.head.run_id
+    assert meta["head"]["overrides"] == {}
     assert meta["head"]["sha256"] == hashlib.sha256((candidate.head.folder / "best.pt").read_bytes()).hexdigest()
     assert meta["packs"] == {"train": read_only.version("hdf5_pack", "train"),
                              "validation": read_only.version("hdf5_pack", "val")}  # fmt: skip
