@@ -1,6 +1,7 @@
 """Settings of a project: one YAML file, validated, read anew by every run and tick."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -153,6 +154,41 @@ class StorageSettings(Section):
     table_format: Literal["parquet", "csv"] = "parquet"
 
 
+class AutomationSettings(Section):
+    """How the sensor and the nightly schedule go about it."""
+
+    debounce_seconds: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="seconds without a new write before changed data counts as complete"
+    )
+
+
+class AlertSettings(Section):
+    """Who hears of failed unattended runs and of champion changes; nobody by default."""
+
+    command: str | None = Field(None, description="gets each alert as JSON on its standard input; no shell is involved")
+    webhook: str | None = Field(None, description="gets each alert as a JSON POST; its `text` is what Slack shows")
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_a_web_address(cls, given: str | None) -> str | None:
+        if given is not None and not given.startswith(("http://", "https://")):
+            raise ValueError("give an address that begins with http:// or https://")
+        return given
+
+    @field_validator("command")
+    @classmethod
+    def _can_be_split(cls, given: str | None) -> str | None:
+        if given is not None and not shlex.split(given):
+            raise ValueError("give a command, or leave the key out")
+        return given
+
+
+class RetentionSettings(Section):
+    """What `sam-laplace gc` leaves alone beside what is in use."""
+
+    runs: Annotated[int, Field(ge=0)] = Field(5, description="newest finished heads, and posteriors, of each split")
+
+
 class Settings(Section):
     """All settings of a project."""
 
@@ -165,6 +201,9 @@ class Settings(Section):
     champion: ChampionSettings = ChampionSettings()
     mlflow: MlflowSettings = MlflowSettings()
     storage: StorageSettings = StorageSettings()
+    automation: AutomationSettings = AutomationSettings()
+    alerts: AlertSettings = AlertSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     _source: Path = PrivateAttr(default=Path(DEFAULT_FILE))
     _warnings: tuple[str, ...] = PrivateAttr(default=())

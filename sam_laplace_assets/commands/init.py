@@ -61,6 +61,16 @@ mlflow:
 
 storage:
   table_format: parquet        # parquet | csv
+
+automation:
+  debounce_seconds: 60         # without a new write before changed data counts as complete
+
+alerts:                        # of failed unattended runs and of champion changes, each as JSON
+  # command: notify-lab        # on its standard input
+  # webhook: https://hooks.example.org/segmentation
+
+retention:
+  runs: 5                      # newest finished runs that gc keeps of each training split, beside those in use
 """
 
 
