@@ -57,12 +57,44 @@ def plan(splits: tuple[str, ...]) -> None:
 @cli.command()
 @click.option("--split", "splits", multiple=True, help="only this split; may be given again")
 @click.option("--asset", "assets", multiple=True, help="only this asset; may be given again")
-def run(splits: tuple[str, ...], assets: tuple[str, ...]) -> None:
+@click.option("--forget-overrides", is_flag=True, help="make all as in the settings, whatever the launchpad had said")
+def run(splits: tuple[str, ...], assets: tuple[str, ...], forget_overrides: bool) -> None:
     """Make what is missing or out of date, without the UI."""
     from sam_laplace_assets.commands.run import make_missing
 
     with _instance() as instance:
-        make_missing(instance, splits, assets, click.echo)
+        make_missing(instance, splits, assets, click.echo, keep_overrides=not forget_overrides)
+
+
+@cli.command()
+@click.option("--delete", is_flag=True, help="remove what is listed")
+@click.option("--verbose", is_flag=True, help="list every path")
+def gc(delete: bool, verbose: bool) -> None:
+    """List what nothing points to any more, with sizes; remove it with --delete."""
+    from sam_laplace_assets.commands.gc import make_room
+
+    with _instance() as instance:
+        make_room(instance, delete=delete, verbose=verbose, tell=click.echo)
+
+
+@cli.command()
+@click.option("--split", "splits", multiple=True, help="only this split; may be given again")
+def status(splits: tuple[str, ...]) -> None:
+    """Show what is done, stale and missing, partition by partition, and why."""
+    from sam_laplace_assets.commands.status import freshness_of, table
+
+    with _instance() as instance:
+        click.echo(table(freshness_of(instance, splits)))
+
+
+@cli.command()
+@click.argument("title_to", metavar="[RUN_ID]", default="previous")
+def rollback(title_to: str) -> None:
+    """Give the champion's title back to its previous holder, or to the posterior of RUN_ID."""
+    from sam_laplace_assets.commands.rollback import roll_back
+
+    with _instance() as instance:
+        click.echo(roll_back(instance, title_to))
 
 
 def _instance() -> "dg.DagsterInstance":

@@ -2,19 +2,28 @@
 
 import dagster as dg
 
+from sam_laplace_assets.alerting import send_alerts
 from sam_laplace_assets.assets.graph import ASSETS
-from sam_laplace_assets.automation import register_split_partitions
+from sam_laplace_assets.automation import (
+    carry_out_refresh,
+    nightly_refresh,
+    refresh_everything,
+    register_split_partitions,
+    retrain_on_change,
+)
 from sam_laplace_assets.checks import all_checks
 from sam_laplace_assets.io_managers import IO_MANAGERS, TRACKING
-from sam_laplace_assets.jobs import all_jobs
+from sam_laplace_assets.jobs import all_jobs, roll_back_champion
 from sam_laplace_assets.reporting import plain_logger
 from sam_laplace_assets.resources.sam import SamResource
 
 defs = dg.Definitions(
     assets=ASSETS,
     asset_checks=all_checks,
-    jobs=all_jobs,
-    sensors=[register_split_partitions],
+    jobs=[*all_jobs, roll_back_champion, refresh_everything],
+    schedules=[nightly_refresh],
+    sensors=[register_split_partitions, retrain_on_change, carry_out_refresh, send_alerts],
+    executor=dg.multiprocess_executor.configured({"start_method": {"forkserver": {}}}),  # starts steps fast
     loggers={"console": dg.colored_console_logger, "plain": plain_logger},
     resources={**IO_MANAGERS, "sam": SamResource(), "tracking": TRACKING},
 )

@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -10,8 +11,9 @@ from sam_laplace_assets.assets.graph import BY_NAME
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.freshness import Freshness
 from sam_laplace_assets.partitions import check_split, known_splits, register_splits
+from sam_laplace_assets.reporting import step_error
 from sam_laplace_assets.settings import load_settings
-from sam_laplace_assets.stages import Stage, stages_now, stale_from
+from sam_laplace_assets.stages import Stage, run_config, stages_now, stale_from
 
 Tell = Callable[[str], None]
 HERE = {"dagster/max_retries": "0"}  # the daemon has nothing to start such a run again with
@@ -23,7 +25,12 @@ class RunFailed(RuntimeError):
 
 
 def refresh(
-    instance: dg.DagsterInstance, *, splits: Sequence[str] = (), assets: Sequence[str] = (), tell: Tell
+    instance: dg.DagsterInstance,
+    *,
+    splits: Sequence[str] = (),
+    assets: Sequence[str] = (),
+    keep_overrides: bool = True,
+    tell: Tell,
 ) -> list[str]:
     """Make what is missing or stale, stage by stage.
 
@@ -31,6 +38,7 @@ def refresh(
         instance: where runs are recorded.
         splits: only these; all that have data if none are named.
         assets: only these; all if none are named.
+        keep_overrides: whether launchpad fields that something was made with last still hold.
         tell: hears of each run before it starts.
 
     Returns:
@@ -48,13 +56,15 @@ def refresh(
     ran: list[str] = []
     failed: dict[Stage, str] = {}
     for stage in stages_now(chosen, settings, instance):
-        stale = stale_from(stage, [name for name in stage.assets if not assets or name in assets], settings, instance)
+        selected = [name for name in stage.assets if not assets or name in assets]
+        stale = stale_from(stage, selected, settings, instance, keep_overrides=keep_overrides)
         if not stale or any(stage.needs(earlier) for earlier in failed):
             continue
         tell(f"{_title(stage, stale)}: {stale[0].why}")
         tell_wait(stale, instance, tell)
         try:
-            _run(stage, [one.asset for one in stale], instance)
+            made = [one.asset for one in stale]
+            run_job(stage.job, instance, partition=stage.partition, assets=made, run_config=run_config(stale))
         except RunFailed as error:
             failed[stage] = str(error)
         ran += [one.name for one in stale]
@@ -102,19 +112,32 @@ def _title(stage: Stage, stale: Sequence[Freshness]) -> str:
     return f"{names} of {stage.partition}" if stage.partition else names
 
 
-def _run(stage: Stage, assets: Sequence[str], instance: dg.DagsterInstance) -> None:
-    result = defs.resolve_job_def(stage.job).execute_in_process(
+def run_job(
+    job: str,
+    instance: dg.DagsterInstance,
+    *,
+    partition: str = "",
+    assets: Sequence[str] | None = None,
+    run_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Run a job in this process, all of its assets or some.
+
+    Raises:
+        RunFailed: names the run and its first error.
+        KeyboardInterrupt: it was stopped.
+    """
+    result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
-        partition_key=stage.partition or None,
-        asset_selection=[dg.AssetKey(name) for name in assets],
-        run_config={"loggers": {"plain": {}}},
+        partition_key=partition or None,
+        asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
+        run_config={"loggers": {"plain": {}}, **(run_config or {})},
         tags=HERE | {PROCESS: f"{socket.gethostname()}:{os.getpid()}"},
         raise_on_error=False,
     )
     if _was_interrupted(result):
         raise KeyboardInterrupt
     if not result.success:
-        raise RunFailed(f"{stage.job} failed in run {result.run_id}: {_first_error(result)}")
+        raise RunFailed(f"{job} failed in run {result.run_id}: {_first_error(result)}")
 
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
@@ -123,12 +146,5 @@ def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
 
 
 def _first_error(result: dg.ExecuteInProcessResult) -> str:
-    for event in result.get_step_failure_events():
-        failure = event.step_failure_data
-        data = failure.user_failure_data
-        if data is not None and data.description:
-            return str(data.description)
-        if failure.error is not None:
-            cause = failure.error.cause or failure.error
-            return str(cause.message).strip()
-    return "see its events in the UI"
+    errors = map(step_error, result.get_step_failure_events())
+    return next(filter(None, errors), "see its events in the UI")

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from sam_laplace_assets.domain.plan import Course, Plan, Record, digest, lacks
+from sam_laplace_assets.overrides import lasting
 from sam_laplace_assets.partitions import require_split
 from sam_laplace_assets.reporting import LoggedProgress, metadata_of
 from sam_laplace_assets.resources.tracking import TrackedRun, TrackingResource
@@ -28,6 +29,7 @@ from sam_laplace_assets.storage.store import NotMade, Store
 from sam_laplace_assets.storage.validation import ValidationStore, open_validation_pack
 
 LEFT_OUT = "left out"
+OVERRIDES = "overrides"
 
 
 class StoreIOManager(dg.ConfigurableIOManager):
@@ -70,10 +72,15 @@ class StoreIOManager(dg.ConfigurableIOManager):
             context.log.warning(f"{name}: {warning}")
         _tell_problems(context, run)
         context.add_output_metadata(metadata_of(outcome, report, run))
-        if unmade := left_out(obj, outcome.records):
-            context.add_output_metadata({LEFT_OUT: unmade})
+        context.add_output_metadata(_to_remember(context, obj, outcome))
         version = dg.DataVersion(outcome.data_version)
         context.step_context.set_data_version(context.asset_key, version)
+
+
+def _to_remember(context: dg.OutputContext, plan: Plan | Course, outcome: Outcome) -> dict[str, Any]:
+    """What whoever asks later whether this is current must know: items that were put up with, launchpad fields."""
+    told = {LEFT_OUT: left_out(plan, outcome.records), OVERRIDES: lasting(context.step_context.op_config or {})}
+    return {name: value for name, value in told.items() if value}
 
 
 def left_out(plan: Plan | Course, records: Mapping[str, Record]) -> str:

@@ -4,6 +4,7 @@ import dagster as dg
 
 OF_A_SPLIT = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
 OF_A_HEAD = ("head_checkpoint", "laplace_posterior")
+STARTED_BY = "sam_laplace/started_by"  # tag of runs that nobody launched by hand: what did
 
 scan = dg.define_asset_job(
     "scan", selection=["all_samples"], description="Find all samples below the base roots and give them splits."
@@ -23,6 +24,13 @@ train_and_fit = dg.define_asset_job(
 )
 choose_champion = dg.define_asset_job(
     "choose_champion", selection=["champion"], description="Compare the current posteriors with the champion."
+)
+
+roll_back_champion = dg.define_asset_job(
+    "roll_back_champion",
+    selection=["champion"],
+    config={"ops": {"champion": {"config": {"title_to": "previous"}}}},
+    description="Give the title back to the posterior that held it before; the one that loses it cannot win it again.",
 )
 
 all_jobs = [scan, prepare_split, name_validation_pack, train_and_fit, choose_champion]

@@ -65,6 +65,17 @@ def metadata_of(outcome: Outcome, report: Report, run: TrackedRun) -> dict[str, 
     return metadata
 
 
+def step_error(event: dg.DagsterEvent) -> str:
+    """What a failed step says, in the words of who raised it; empty if it says nothing."""
+    failure = event.step_failure_data
+    data = failure.user_failure_data
+    if data is not None and data.description:
+        return str(data.description)
+    if failure.error is None:
+        return ""
+    return str((failure.error.cause or failure.error).message).strip()
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The first rows as a Markdown table."""
     if not rows:

@@ -50,6 +50,12 @@ class DataSettings(Section):
     splits_file: Path | None = Field(None, description="an official split: a CSV of sample_id, split; taken as it is")
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
 
+    @property
+    def group_table(self) -> Path | None:
+        """The CSV that `group_by` names, if it names one."""
+        file, _, _ = (self.group_by or "").rpartition(":")
+        return Path(file) if file.endswith(".csv") else None
+
     @field_validator("splits")
     @classmethod
     def _are_named(cls, given: dict[str, Roots]) -> dict[str, Roots]:

@@ -1,13 +1,14 @@
 """The way through the graph: which assets run together for which partition, and in which order."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import dagster as dg
 
 from sam_laplace_assets.assets.graph import BY_NAME
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES
-from sam_laplace_assets.freshness import Freshness, look
+from sam_laplace_assets.freshness import Freshness, last_time, look
 from sam_laplace_assets.jobs import OF_A_HEAD, OF_A_SPLIT
 from sam_laplace_assets.partitions import is_training_split
 from sam_laplace_assets.settings import Settings
@@ -62,13 +63,41 @@ def stages_now(splits: Sequence[str], settings: Settings, instance: dg.DagsterIn
     return stages(splits, scanned=scanned, fitted=bool(Project.of(settings).posterior_pointers()))
 
 
+def stock(splits: Sequence[str], settings: Settings, instance: dg.DagsterInstance) -> Iterator[Freshness]:
+    """How every asset of some splits stands, partition by partition, in the order of the graph."""
+    stale: dict[Stage, Freshness] = {}
+    for stage in stages_now(splits, settings, instance):
+        first = next((found for earlier, found in stale.items() if stage.needs(earlier)), None)
+        for name in stage.assets:
+            found = look(BY_NAME[name], stage.partition, settings, instance)
+            if found.current and first is not None:
+                found = replace(found, why=f"follows {first.name}")
+            first = first or (None if found.current else found)
+            yield found
+        if first is not None:
+            stale[stage] = first
+
+
 def stale_from(
-    stage: Stage, selected: Sequence[str], settings: Settings, instance: dg.DagsterInstance
+    stage: Stage,
+    selected: Sequence[str],
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    *,
+    keep_overrides: bool = True,
 ) -> list[Freshness]:
     """The first stale asset of a stage and those after it: what follows is only known once that is made."""
     for at, name in enumerate(selected):
-        first = look(BY_NAME[name], stage.partition, settings, instance)
+        first = look(BY_NAME[name], stage.partition, settings, instance, keep_overrides=keep_overrides)
         if not first.current:
-            after = (Freshness(later, stage.partition, why=f"follows {name}") for later in selected[at + 1 :])
-            return [first, *after]
+            after = {later: last_time(dg.AssetKey(later), stage.partition, instance, keep_overrides=keep_overrides)
+                     for later in selected[at + 1 :]}  # fmt: skip
+            follows = f"follows {name}"
+            return [first, *(Freshness(it, stage.partition, why=follows, last=last) for it, last in after.items())]
     return []
+
+
+def run_config(stale: Sequence[Freshness]) -> dict[str, Any]:
+    """What the launchpad would hold: the fields that were filled in when each was made last."""
+    given = {one.asset: dict(one.last.overrides) for one in stale}
+    return {"ops": {name: {"config": fields} for name, fields in given.items() if fields}}

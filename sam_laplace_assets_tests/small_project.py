@@ -132,10 +132,11 @@ class SmallProject:
     def instance(self):
         return dg.DagsterInstance.local_temp(str(self.folder / "dagster_home"))
 
-    def refresh(self, *splits, assets=()):
+    def refresh(self, *splits, assets=(), keep_overrides=True):
         """Names of the asset partitions that ran."""
         with self.instance() as instance:
-            return refresh(instance, splits=splits, assets=assets, tell=lambda line: None)
+            return refresh(instance, splits=splits, assets=assets, keep_overrides=keep_overrides,
+                           tell=lambda line: None)  # fmt: skip
 
     def materialise(self, *assets, split=None, **config):
         """Run these assets of one job as the UI would, `config` being the launchpad's fields of the first.

@@ -94,7 +94,7 @@ def test_what_is_current_is_not_made_again_by_a_run_either(project, encoded):
 def test_what_was_never_made_is_stale(new_project):
     assert stale(new_project)[:2] == ["all_samples", "manifest[train]"]
     whys = {one.name: one.why for one in looked_at(new_project)}
-    assert whys["all_samples"] == "16 files are missing or stale"
+    assert whys["all_samples"] == "16 files missing"
     assert whys["hdf5_pack[train]"].startswith("waits: ")
     assert "Materialise" in whys["champion"]
 

@@ -127,7 +127,7 @@ def test_each_run_is_announced_with_its_reason(project):
     with project.instance() as instance:
         refresh(instance, tell=told.append)
     assert told == ["prompt_sets, sam_cache, training_index, hdf5_pack, sanity_panels of test: "
-                    "2 samples are missing or stale"]  # fmt: skip
+                    "2 samples stale"]  # fmt: skip
 
 
 def test_a_removed_sample_leaves_index_and_pack_and_returns_to_its_place(project):

@@ -151,7 +151,7 @@ def test_failed_samples_within_the_allowed_fraction_are_shown_and_left_out(proje
     assert project.metadata("sam_cache", "test-caves")["prompt sets"] == 10
 
 
-def test_a_trial_is_incomplete_and_training_refuses_it_until_a_full_run(project):
+def test_a_trial_is_incomplete_and_training_refuses_it_until_a_full_run_is_asked_for(project):
     project.change(prompt_generation={"prompt_seed": 4})
     assert project.materialise("prompt_sets", split="train", limit=3).success
     for asset in ("sam_cache", "training_index", "hdf5_pack"):
@@ -162,7 +162,8 @@ def test_a_trial_is_incomplete_and_training_refuses_it_until_a_full_run(project)
     result = project.materialise("head_checkpoint", split="train")
     assert "train.h5 is a trial (`limit`)" in failure(result)
     assert "Materialise train without `limit`" in failure(result)
-    project.refresh("train", assets=CHAIN)
+    assert project.refresh("train", assets=CHAIN) == []
+    project.refresh("train", assets=CHAIN, keep_overrides=False)
     assert project.metadata("sam_cache", "train")["prompt sets reused"] == 6
     assert Pack.open(project.paths.pack("train")).complete
     assert project.refresh("train", assets=CHAIN) == []

@@ -1,16 +1,26 @@
 """champion: which posterior holds the title, decided on today's validation pack."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from pydantic import Field
 
 from sam_laplace_assets.domain.plan import Item, Plan, Registered, Report, digest
+from sam_laplace_assets.overrides import GO_ON, Overrides
 from sam_laplace_assets.resources.tracking import model_names
 from sam_laplace_assets.settings import ChampionSettings, Settings, load_settings
-from sam_laplace_assets.storage.champion import PART, Champion, read_champion, read_history, require_champion
+from sam_laplace_assets.storage.champion import (
+    PART,
+    Champion,
+    previous_holder,
+    read_champion,
+    read_history,
+    read_rejected,
+    require_champion,
+)
 from sam_laplace_assets.storage.head import HeadRun
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.posterior import PosteriorRun
@@ -18,18 +28,35 @@ from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets.storage.runs import Pointer
 
 if TYPE_CHECKING:
+    from sam_laplace_assets.domain.champion import Comparison
     from sam_laplace_assets.domain.evaluation import Scores
 
 CHAMPION_VERSION = "1"
+PREVIOUS = "previous"
+RUN_ID = r"^[a-z0-9][a-z0-9_-]*$"
+
+
+class ChampionConfig(Overrides):
+    """Launchpad fields of champion."""
+
+    title_to: str | None = Field(
+        None,
+        pattern=RUN_ID,
+        description="give the title by hand: the run id of a posterior, or 'previous' for the holder before this",
+    )
 
 
 @dg.asset(
-    io_manager_key="champion_io", group_name="uncertainty", code_version=CHAMPION_VERSION, kinds={"json"},
+    io_manager_key="champion_io",
+    retry_policy=GO_ON,
+    group_name="uncertainty",
+    code_version=CHAMPION_VERSION,
+    kinds={"json"},
     deps=[dg.AssetDep("laplace_posterior", partition_mapping=dg.AllPartitionMapping())],
-)  # fmt: skip
-def champion(validation_pack: Pack) -> Plan:
+)
+def champion(context: dg.AssetExecutionContext, config: ChampionConfig, validation_pack: Pack) -> Plan:
     """The posterior that holds the title: a candidate takes it only if it is better beyond doubt."""
-    return plan_champion(validation_pack, load_settings())
+    return plan_champion(validation_pack, load_settings(), title_to=config.title_to)
 
 
 @dataclass(frozen=True)
@@ -54,10 +81,13 @@ class Candidate:
         return head, restore_laplace(head, self.posterior.state(), target_layer=self.posterior.meta["target_layer"])
 
 
-def plan_champion(validation: Pack, settings: Settings) -> Plan:
-    """One decision, taken anew when candidates, validation pack or rules have changed."""
+def plan_champion(validation: Pack, settings: Settings, *, title_to: str | None = None) -> Plan:
+    """One decision, taken anew when candidates, validation pack or rules have changed, or by hand."""
     project = Project.of(settings)
-    candidates = current_posteriors(project, settings.champion)
+    rejected: Set[str] = read_rejected(project.posteriors)
+    if title_to is not None:
+        title_to, rejected = hand_over(title_to, rejected, project)
+    candidates = [name for name in current_posteriors(project, settings.champion) if name not in rejected]
     if not candidates and read_champion(project.posteriors) is None:
         raise dg.Failure("There is no posterior to choose from. Materialise laplace_posterior first.",
                          allow_retries=False)  # fmt: skip
@@ -66,9 +96,25 @@ def plan_champion(validation: Pack, settings: Settings) -> Plan:
     item = Item("champion", {PART: digest(made_from)})
 
     def make(item: Item, parts: frozenset[str]) -> dict[str, Any]:
-        return decide(candidates, validation, settings, project)
+        decision = decide(candidates, validation, settings, project, title_to=title_to)
+        return decision | {"rejected": sorted(rejected)}
 
-    return Plan([item], make=make, unit="decisions", report=lambda records: report(project, settings))
+    return Plan([item], make=make, unit="decisions", report=lambda records: report(project, settings),
+                force=title_to is not None)  # fmt: skip
+
+
+def hand_over(title_to: str, rejected: Set[str], project: Project) -> tuple[str, Set[str]]:
+    """Who gets the title by hand, and which posteriors may not win it from then on: the one that loses it, too."""
+    holder = read_champion(project.posteriors)
+    if holder is None:
+        raise dg.Failure("Nobody holds the title yet. Materialise champion first.", allow_retries=False)
+    heir = previous_holder(project.posteriors) if title_to == PREVIOUS else title_to
+    if heir is None:
+        raise dg.Failure(f"{holder.run_id} is the only posterior that has held the title, so there is none to go back "
+                         "to. Name another one's run id to give it the title.", allow_retries=False)  # fmt: skip
+    if heir == holder.run_id:
+        raise dg.Failure(f"{heir} holds the title already.", allow_retries=False)
+    return heir, (rejected | {holder.run_id}) - {heir}
 
 
 def current_posteriors(project: Project, rules: ChampionSettings) -> list[str]:
@@ -83,25 +129,40 @@ def _overridden(pointer: Pointer, project: Project) -> bool:
     return bool(pointer.overrides or posterior.meta["head"]["overrides"])
 
 
-def decide(candidates: Sequence[str], validation: Pack, settings: Settings, project: Project) -> dict[str, Any]:
-    """Score candidates and holder on one pack, and give the title to the best that beats the holder beyond doubt."""
+def decide(
+    candidates: Sequence[str], validation: Pack, settings: Settings, project: Project, *, title_to: str | None = None
+) -> dict[str, Any]:
+    """Score candidates and holder on one pack, and give the title to the best that beats the holder beyond doubt.
+
+    With `title_to`, that one gets it whatever it scores.
+    """
     holder = read_champion(project.posteriors)
-    names = sorted({*candidates, *([holder.run_id] if holder else [])})
+    named = {title_to, holder.run_id if holder else None} - {None}
+    names = sorted({*candidates, *(str(name) for name in named)})
     opened = {name: Candidate.open(name, project) for name in names}
     scores = {name: score_candidate(one, validation, settings) for name, one in opened.items()}
     nll = {name: one.means()["posterior_nll"] for name, one in scores.items()}
     compared = {name: _compare(scores[name], scores[holder.run_id], settings.champion)
-                for name in candidates if holder and name != holder.run_id}  # fmt: skip
-    able = [name for name in candidates if holder is None or (name in compared and compared[name].better)]
-    winner = min(able, key=lambda name: nll[name]) if able else holder.run_id if holder else ""
+                for name in names if holder and name != holder.run_id}  # fmt: skip
+    winner = title_to or _winner(candidates, holder, nll, compared)
     table = [{"run_id": name, **scores[name].means(), **(asdict(compared[name]) if name in compared else {})}
              for name in names]  # fmt: skip
     return {
         "run_id": winner, "training_split": opened[winner].posterior.meta["training_split"], "nll": nll[winner],
         "validation_pack": validation.data_version, "previous": holder.run_id if holder else None,
-        "verdict": _verdict(winner, holder, nll), "candidates": table,
+        "verdict": _verdict(winner, holder, nll, by_hand=title_to is not None), "candidates": table,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def _winner(
+    candidates: Sequence[str], holder: Champion | None, nll: Mapping[str, float], compared: Mapping[str, "Comparison"]
+) -> str:
+    """The best of those that beat the holder, else the holder; a first title goes to the best outright."""
+    able = [name for name in candidates if holder is None or (name in compared and compared[name].better)]
+    if able or holder is None:
+        return min(able, key=lambda name: nll[name])
+    return holder.run_id
 
 
 def score_candidate(candidate: Candidate, pack: Pack, settings: Settings) -> "Scores":
@@ -116,14 +177,17 @@ def score_candidate(candidate: Candidate, pack: Pack, settings: Settings) -> "Sc
                  batch_size=settings.training.batch_size, device=resolve_device(settings.sam.device))  # fmt: skip
 
 
-def _compare(candidate: "Scores", holder: "Scores", rules: ChampionSettings) -> Any:
+def _compare(candidate: "Scores", holder: "Scores", rules: ChampionSettings) -> "Comparison":
     from sam_laplace_assets.domain.champion import compare, per_image
 
     ours, theirs = (per_image(one.posterior_nll, one.images) for one in (candidate, holder))
     return compare(ours, theirs, **rules.model_dump(exclude={"allow_overrides"}))
 
 
-def _verdict(winner: str, holder: Champion | None, nll: Mapping[str, float]) -> str:
+def _verdict(winner: str, holder: Champion | None, nll: Mapping[str, float], *, by_hand: bool) -> str:
+    if by_hand and holder is not None:
+        return (f"{winner} (validation NLL {nll[winner]:.5f}) was given the title by hand; {holder.run_id} "
+                f"({nll[holder.run_id]:.5f}) lost it and cannot win it again.")  # fmt: skip
     if holder is None:
         return f"{winner} is the first champion, with validation NLL {nll[winner]:.5f}."
     others = ", ".join(f"{name} {value:.5f}" for name, value in nll.items() if name != holder.run_id) or "nobody else"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from sam_laplace_assets.assets.config import Overrides
 from sam_laplace_assets.assets.pictures import draw_curves, draw_histograms
 from sam_laplace_assets.domain.plan import Course, Item, Registered, Report, digest
+from sam_laplace_assets.overrides import GO_ON, Overrides
 from sam_laplace_assets.partitions import require_training_split, training_splits
 from sam_laplace_assets.resources.tracking import model_names
 from sam_laplace_assets.settings import Settings, TrainingSettings, load_settings
@@ -35,9 +35,15 @@ class HeadConfig(Overrides):
 
 
 @dg.asset(
-    partitions_def=training_splits, io_manager_key="head_io", group_name="model", code_version=HEAD_VERSION, pool="gpu",
-    kinds={"pytorch"}, ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
-)  # fmt: skip
+    partitions_def=training_splits,
+    io_manager_key="head_io",
+    retry_policy=GO_ON,
+    group_name="model",
+    code_version=HEAD_VERSION,
+    pool="gpu",
+    kinds={"pytorch"},
+    ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
+)
 def head_checkpoint(
     context: dg.AssetExecutionContext, config: HeadConfig, hdf5_pack: Pack, validation_pack: Pack
 ) -> Course:
@@ -55,7 +61,7 @@ def plan_head(split: str, pack: Pack, validation: Pack, settings: Settings, conf
         "pack": pack.data_version, "validation_pack": validation.data_version, "head": settings.head.model_dump(),
         "training": training.model_dump(exclude=NOT_IN_ID), "version": HEAD_VERSION,
     }  # fmt: skip
-    overrides = {key: value for key, value in config.given().items() if key != "sanity_check"}
+    overrides = config.lasting()
     described = {**made_from, "overrides": overrides}
     item = Item(run_name(split, config.label, digest(made_from)), {PART: digest(made_from)}, described)
 
@@ -109,7 +115,8 @@ def _refuse_trial(pack: Pack) -> None:
     if not pack.complete:
         raise dg.Failure(
             f"{pack.path.name} is a trial (`limit`) or lacks failed samples; a head trained on it would look like one "
-            f"trained on all. Materialise {pack.split} without `limit`, or mend the failed samples, first.",
+            f"trained on all. Materialise {pack.split} without `limit` (in a terminal: sam-laplace run "
+            "--forget-overrides), or mend the failed samples, first.",
             allow_retries=False,
         )
 

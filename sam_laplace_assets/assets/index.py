@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from sam_laplace_assets.assets.config import FORCE, Overrides
 from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
+from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import load_settings
 from sam_laplace_assets.storage.index import PART, SCHEMA, summarise
@@ -22,7 +22,14 @@ class IndexConfig(Overrides):
     force: bool = FORCE
 
 
-@dg.asset(partitions_def=splits, io_manager_key="index_io", group_name="features", code_version="1", kinds={"table"})
+@dg.asset(
+    partitions_def=splits,
+    io_manager_key="index_io",
+    retry_policy=GO_ON,
+    group_name="features",
+    code_version="1",
+    kinds={"table"},
+)
 def training_index(
     context: dg.AssetExecutionContext, config: IndexConfig, manifest: Manifest, sam_cache: SamCache
 ) -> Plan:

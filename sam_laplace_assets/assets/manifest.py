@@ -8,10 +8,10 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from sam_laplace_assets.assets.config import FORCE, Overrides
 from sam_laplace_assets.assets.splitting import assign_base_splits, refuse_content_of_other_splits
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES
 from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
+from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import known_splits, register_splits, require_split, splits
 from sam_laplace_assets.settings import DataSettings, Settings, load_settings
 from sam_laplace_assets.storage import files, images
@@ -35,7 +35,9 @@ class ManifestConfig(Overrides):
     force: bool = FORCE
 
 
-@dg.asset(io_manager_key="all_samples_io", group_name="data", code_version=ROWS_VERSION, kinds={"table"})
+@dg.asset(
+    io_manager_key="all_samples_io", retry_policy=GO_ON, group_name="data", code_version=ROWS_VERSION, kinds={"table"}
+)
 def all_samples(context: dg.AssetExecutionContext, config: ScanConfig) -> Plan:
     """Every file below the base roots: samples with their split, refused files with the reason."""
     settings = load_settings()
@@ -44,7 +46,12 @@ def all_samples(context: dg.AssetExecutionContext, config: ScanConfig) -> Plan:
 
 
 @dg.asset(
-    partitions_def=splits, io_manager_key="manifest_io", group_name="data", code_version=ROWS_VERSION, kinds={"table"}
+    partitions_def=splits,
+    io_manager_key="manifest_io",
+    retry_policy=GO_ON,
+    group_name="data",
+    code_version=ROWS_VERSION,
+    kinds={"table"},
 )
 def manifest(context: dg.AssetExecutionContext, config: ManifestConfig, all_samples: AllSamples) -> Plan:
     """The samples of one split: its share of the base roots, or its own folder."""

@@ -8,9 +8,9 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from sam_laplace_assets.assets.config import FORCE, Overrides
 from sam_laplace_assets.domain.geometry import LOW_RES, resize_nearest
 from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
+from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import load_settings
 from sam_laplace_assets.storage import images, validation
@@ -29,7 +29,12 @@ class PackConfig(Overrides):
 
 
 @dg.asset(
-    partitions_def=splits, io_manager_key="pack_io", group_name="features", code_version=MASKS_VERSION, kinds={"hdf5"}
+    partitions_def=splits,
+    io_manager_key="pack_io",
+    retry_policy=GO_ON,
+    group_name="features",
+    code_version=MASKS_VERSION,
+    kinds={"hdf5"},
 )
 def hdf5_pack(context: dg.AssetExecutionContext, config: PackConfig, training_index: TrainingIndex) -> Plan:
     """The arrays of one split's rows in HDF5; only samples that changed are written, as new shards."""
@@ -37,9 +42,13 @@ def hdf5_pack(context: dg.AssetExecutionContext, config: PackConfig, training_in
 
 
 @dg.asset(
-    io_manager_key="validation_io", group_name="features", code_version=MASKS_VERSION, kinds={"hdf5"},
+    io_manager_key="validation_io",
+    retry_policy=GO_ON,
+    group_name="features",
+    code_version=MASKS_VERSION,
+    kinds={"hdf5"},
     ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.SpecificPartitionsPartitionMapping(["val"]))},
-)  # fmt: skip
+)
 def validation_pack(hdf5_pack: Pack) -> Plan:
     """The pack of split `val`, on which every head and posterior is judged."""
     return plan_validation_pack(hdf5_pack)

@@ -8,9 +8,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from sam_laplace_assets.assets.config import FORCE, Overrides
 from sam_laplace_assets.assets.pictures import contact_sheet, draw_panels
 from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
+from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import load_settings
 from sam_laplace_assets.storage.manifest import Manifest, Sample
@@ -39,7 +39,12 @@ class PanelSource:
 
 
 @dg.asset(
-    partitions_def=splits, io_manager_key="panels_io", group_name="features", code_version=PANELS_VERSION, kinds={"png"}
+    partitions_def=splits,
+    io_manager_key="panels_io",
+    retry_policy=GO_ON,
+    group_name="features",
+    code_version=PANELS_VERSION,
+    kinds={"png"},
 )
 def sanity_panels(
     context: dg.AssetExecutionContext, config: PanelConfig, manifest: Manifest, sam_cache: SamCache

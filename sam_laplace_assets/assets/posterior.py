@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from sam_laplace_assets.assets.config import Overrides
 from sam_laplace_assets.assets.head import run_name
 from sam_laplace_assets.assets.pictures import draw_prior_search
 from sam_laplace_assets.domain.plan import Item, Plan, Registered, Report, digest
+from sam_laplace_assets.overrides import GO_ON, Overrides
 from sam_laplace_assets.partitions import require_training_split, training_splits
 from sam_laplace_assets.resources.tracking import model_names
 from sam_laplace_assets.settings import LaplaceSettings, Settings, load_settings
@@ -38,10 +38,15 @@ class PosteriorConfig(Overrides):
 
 
 @dg.asset(
-    partitions_def=training_splits, io_manager_key="posterior_io", group_name="uncertainty", pool="gpu",
-    code_version=POSTERIOR_VERSION, kinds={"pytorch"},
+    partitions_def=training_splits,
+    io_manager_key="posterior_io",
+    retry_policy=GO_ON,
+    group_name="uncertainty",
+    pool="gpu",
+    code_version=POSTERIOR_VERSION,
+    kinds={"pytorch"},
     ins={"hdf5_pack": dg.AssetIn(partition_mapping=dg.IdentityPartitionMapping())},
-)  # fmt: skip
+)
 def laplace_posterior(
     context: dg.AssetExecutionContext, config: PosteriorConfig, head_checkpoint: HeadRun, hdf5_pack: Pack,
     validation_pack: Pack,
@@ -77,6 +82,7 @@ def fit(
     from sam_laplace_assets.domain.head import restore_head
     from sam_laplace_assets.domain.posterior import build_laplace
     from sam_laplace_assets.domain.prior import tune_prior_precision
+    from sam_laplace_assets.domain.probe import take_probe
     from sam_laplace_assets.resources.checkpoints import resolve_device
     from sam_laplace_assets.storage.rows import read_rows
 
@@ -95,6 +101,7 @@ def fit(
         "head": {"run_id": head.run_id, "sha256": head.best_sha256, "overrides": dict(head.overrides)},
         "packs": {"train": pack.data_version, "validation": validation.data_version},
         "logit_clip": clip_of(head),
+        "probe": asdict(take_probe(posterior, network)),
     }
     found = findings(curvature, search, posterior, laplace)
     return FittedPosterior(posterior.state_dict(), laplace.model_dump(), made_from | found)

@@ -8,11 +8,11 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from sam_laplace_assets.assets.config import FORCE, LIMIT, Overrides
 from sam_laplace_assets.domain.geometry import resize_nearest
 from sam_laplace_assets.domain.manifest import check_split_key
 from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
 from sam_laplace_assets.domain.prompts import PROMPTS_VERSION, PromptSet, draw_prompt_sets
+from sam_laplace_assets.overrides import FORCE, GO_ON, LIMIT, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import PromptSettings, load_settings
 from sam_laplace_assets.storage.manifest import Manifest, Sample
@@ -54,7 +54,12 @@ class PromptSource:
 
 
 @dg.asset(
-    partitions_def=splits, io_manager_key="prompts_io", group_name="data", code_version=PROMPTS_VERSION, kinds={"json"}
+    partitions_def=splits,
+    io_manager_key="prompts_io",
+    retry_policy=GO_ON,
+    group_name="data",
+    code_version=PROMPTS_VERSION,
+    kinds={"json"},
 )
 def prompt_sets(context: dg.AssetExecutionContext, config: PromptConfig, manifest: Manifest) -> Plan:
     """Point prompts drawn from the masks of one split, the same on every machine."""

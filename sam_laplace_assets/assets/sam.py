@@ -8,11 +8,11 @@ from typing import Any
 import dagster as dg
 import numpy as np
 
-from sam_laplace_assets.assets.config import FORCE, LIMIT, Overrides
 from sam_laplace_assets.domain.geometry import to_low_res
 from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
 from sam_laplace_assets.domain.prompts import MAPS_VERSION, PromptSet, gaussian_map
 from sam_laplace_assets.domain.sam import SAM_VERSION
+from sam_laplace_assets.overrides import FORCE, GO_ON, LIMIT, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.resources.sam import SamModel, SamResource
 from sam_laplace_assets.settings import Settings, load_settings
@@ -38,7 +38,7 @@ class SamSource:
     provenance: Mapping[str, Mapping[str, Any]]
 
 
-@dg.asset(partitions_def=splits, io_manager_key="sam_io", group_name="features", pool="gpu",
+@dg.asset(partitions_def=splits, io_manager_key="sam_io", retry_policy=GO_ON, group_name="features", pool="gpu",
           code_version=f"{SAM_VERSION}.{MAPS_VERSION}", kinds={"pytorch"})  # fmt: skip
 def sam_cache(
     context: dg.AssetExecutionContext, config: SamConfig, sam: SamResource, manifest: Manifest, prompt_sets: Prompts

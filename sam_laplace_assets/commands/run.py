@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def make_missing(
-    instance: "dg.DagsterInstance", splits: Sequence[str], assets: Sequence[str], tell: Callable[[str], None]
+    instance: "dg.DagsterInstance",
+    splits: Sequence[str],
+    assets: Sequence[str],
+    tell: Callable[[str], None],
+    *,
+    keep_overrides: bool = True,
 ) -> list[str]:
     """Refresh some splits and assets, and say what was done."""
     from sam_laplace_assets.headless import RunFailed, refresh
@@ -22,7 +27,7 @@ def make_missing(
     started = time.monotonic()
     try:
         require_space(estimate(instance, splits))
-        ran = refresh(instance, splits=splits, assets=assets, tell=tell)
+        ran = refresh(instance, splits=splits, assets=assets, keep_overrides=keep_overrides, tell=tell)
     except (RunFailed, ValueError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:

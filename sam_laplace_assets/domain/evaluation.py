@@ -1,5 +1,6 @@
 """Scores of SAM, of the head and of its posterior on the same rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,7 @@ def score(
     progress: Progress | None = None,
 ) -> Scores:
     """Score every row of a pack in one pass."""
-    if not len(rows):
-        raise ValueError("Cannot score: the pack has no rows. Materialise its split first.")
+    _refuse_empty(rows)
     target_layer = laplace.model.target_layer
     refuse_foreign(laplace.mean, head, target_layer=target_layer)
     passes = row_passes(
@@ -75,10 +75,37 @@ def score(
     return Scores(np.asarray(rows.images), *table.T)
 
 
+def score_head(
+    head: nn.Module,
+    rows: Rows,
+    *,
+    target_layer: str,
+    logit_clip: float,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """`sam_iou`, `sam_nll`, `head_iou` and `head_nll` as `Scores.means` has them, where there is no posterior yet."""
+    _refuse_empty(rows)
+    passes = row_passes(
+        head, rows, target_layer=target_layer, logit_clip=logit_clip, batch_size=batch_size, device=device
+    )
+    table = torch.stack([_overlap_and_nll([each.inputs[:, 0], each.logits], each.masks) for each in passes])
+    names = ("sam_iou", "sam_nll", "head_iou", "head_nll")
+    columns = zip(names, table.cpu().numpy().T, strict=True)
+    return {name: float(per_image(column, rows.images).mean()) for name, column in columns}
+
+
+def _refuse_empty(rows: Rows) -> None:
+    if not len(rows):
+        raise ValueError("Cannot score: the pack has no rows. Materialise its split first.")
+
+
 def _row_scores(laplace: "Posterior", each: RowPass) -> Tensor:
     """(6,) float64: IoU and NLL of SAM, of the head, of the posterior."""
     predictive = Predictive(each.logits, logit_variance(laplace, each.features))
-    scores = []
-    for logits in each.inputs[:, 0], predictive.mean, predictive.logits:
-        scores += [iou(logits, each.masks), row_means(binary_nll(logits, each.masks))]
-    return torch.cat(scores)
+    return _overlap_and_nll([each.inputs[:, 0], predictive.mean, predictive.logits], each.masks)
+
+
+def _overlap_and_nll(answers: Sequence[Tensor], masks: Tensor) -> Tensor:
+    """IoU and NLL of each of K logits (1, H, W) in turn: (2 K,) float64."""
+    return torch.cat([score for one in answers for score in (iou(one, masks), row_means(binary_nll(one, masks)))])

@@ -1,7 +1,8 @@
-"""Which posterior holds the title. version 1
+"""Which posterior holds the title. version 2
 
 champion.json            run_id, training split, its score, on which validation pack, since which decision
-champion_history.jsonl   every decision, a JSON object a line: candidates and holder with their scores, who won and why
+champion_history.jsonl   every decision, a JSON object a line: candidates and holder with their scores, who won and why,
+                         rejected: run ids that lost the title by hand and cannot win it again (none in version 1)
 
 The history is written first, and its last line is what counts; champion.json says the same without the candidates.
 Losing either does not cost the title: to begin anew, move both away.
@@ -17,7 +18,7 @@ from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, digest
 from sam_laplace_assets.storage import files
 from sam_laplace_assets.storage.store import NotMade, OneItemStore
 
-VERSION = 1
+VERSION = 2
 PART = "decision"
 
 
@@ -90,6 +91,19 @@ def require_champion(folder: Path) -> Champion:
     if champion is None:
         raise NotMade("There is no champion yet: champion.json is not there. Materialise champion first.")
     return champion
+
+
+def read_rejected(folder: Path) -> frozenset[str]:
+    """Run ids of the posteriors that lost the title by hand."""
+    decision = _in_force(folder)
+    return frozenset(decision.get("rejected", ())) if decision else frozenset()
+
+
+def previous_holder(folder: Path) -> str | None:
+    """The last one before today's champion that held the title and was not rejected; None if there is none."""
+    history = read_history(folder)
+    passed_over = read_rejected(folder) | {history[-1]["run_id"]} if history else frozenset()
+    return next((one["run_id"] for one in reversed(history) if one["run_id"] not in passed_over), None)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""A Laplace posterior, as a folder `run_<id>/`. version 1
+"""A Laplace posterior, as a folder `run_<id>/`. version 2
 
 laplace_state.pt       laplace-torch's own state, plain tensors and numbers, read with `weights_only=True`
 laplace_config.yaml    the settings that it was fitted with
 posterior_meta.json    written last: run, head and its SHA-256, packs, approximation, prior precision and its grid with
-                       validation NLL, temperature, counts, versions, warnings, and the SHA-256 of the files above
+                       validation NLL, temperature, counts, versions, warnings, and the SHA-256 of the files above;
+                       since version 2 also `probe`: what it predicts on an input that no data decide
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from sam_laplace_assets.storage import files, weights
 from sam_laplace_assets.storage.runs import RunStore, refuse_finished
 from sam_laplace_assets.storage.store import NotMade
 
-VERSION = 1
+VERSION = 2
 PART = "run"
 META = "posterior_meta.json"
 STATE = "laplace_state.pt"

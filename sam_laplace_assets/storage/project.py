@@ -87,6 +87,10 @@ class Project:
         """Splits that have a pack."""
         return sorted(path.stem for path in self.packs.glob("*.h5"))
 
+    def trained_splits(self) -> list[str]:
+        """Training splits that have a current head."""
+        return [path.stem.removeprefix("current-") for path in sorted(self.checkpoints.glob("current-*.json"))]
+
     def fitted_splits(self) -> list[str]:
         """Training splits that have a current posterior."""
         return [path.stem.removeprefix("current-") for path in self.posterior_pointers()]

@@ -6,7 +6,7 @@ import torch
 
 from sam_laplace_assets.storage import weights
 from sam_laplace_assets.storage.champion import read_champion, read_history
-from sam_laplace_assets_tests.small_project import failure
+from sam_laplace_assets_tests.small_project import add_sample, failure
 
 
 def title(project):
@@ -67,6 +67,72 @@ def test_a_better_candidate_takes_the_title_and_the_old_one_stays_on_disk(projec
     assert decision["previous"] == holder.run_id
     assert "takes the title" in decision["verdict"]
     assert (project.paths.posteriors / f"run_{holder.run_id}" / "laplace_state.pt").exists()
+
+
+@pytest.fixture
+def twice_decided(project):
+    """A project whose title has moved once; with it, the first holder and the second."""
+    first = title(project).run_id
+    project.change(training={"num_epochs": 3})
+    project.refresh()
+    return project, first, title(project).run_id
+
+
+def test_rolling_back_gives_the_title_to_the_one_before_and_is_recorded(twice_decided):
+    project, first, second = twice_decided
+    result = project.materialise("champion", title_to="previous")
+    assert result.success, failure(result)
+    assert title(project).run_id == first
+    told = read_history(project.paths.posteriors)[-1]
+    assert told["previous"] == second
+    assert told["rejected"] == [second]
+    assert f"{first} (validation NLL" in told["verdict"]
+    assert f"{second} (" in told["verdict"]
+    assert "by hand" in told["verdict"]
+    assert {one["run_id"] for one in told["candidates"]} == {first, second}
+
+
+def test_the_one_that_lost_by_hand_does_not_win_again_by_itself(twice_decided):
+    project, _, second = twice_decided
+    assert project.materialise("champion", title_to="previous").success
+    assert project.refresh() == []
+    assert project.materialise("champion").success
+    add_sample(project.folder, "discs/90", 90)
+    project.refresh()
+    assert title(project).run_id != second
+    assert second in read_history(project.paths.posteriors)[-1]["rejected"]
+
+
+def test_a_title_given_by_hand_goes_to_the_one_that_is_named_and_lifts_its_rejection(twice_decided):
+    project, first, second = twice_decided
+    assert project.materialise("champion", title_to="previous").success
+    assert project.materialise("champion", title_to=second).success
+    assert title(project).run_id == second
+    assert read_history(project.paths.posteriors)[-1]["rejected"] == [first]
+    assert project.refresh() == []
+
+
+@pytest.mark.parametrize(("title_to", "told"), [
+    ("previous", "the only posterior that has held the title"), ("train-nobody", "train-nobody"),
+])  # fmt: skip
+def test_a_title_that_cannot_be_given_is_refused_and_stays(project, title_to, told):
+    before = title(project)
+    assert told in failure(project.materialise("champion", title_to=title_to))
+    assert title(project) == before
+    assert len(read_history(project.paths.posteriors)) == 1
+
+
+def test_the_holder_is_told_that_it_holds_the_title(project):
+    assert "holds the title already" in failure(project.materialise("champion", title_to=title(project).run_id))
+
+
+def test_a_history_from_before_there_were_rejections_is_read(project):
+    path = project.paths.posteriors / "champion_history.jsonl"
+    told = json.loads(path.read_text())
+    del told["rejected"]
+    path.write_text(json.dumps(told | {"version": 1}) + "\n")
+    assert project.materialise("champion").success
+    assert title(project).run_id == told["run_id"]
 
 
 def test_a_head_made_with_launchpad_values_wins_only_if_asked_to(project):

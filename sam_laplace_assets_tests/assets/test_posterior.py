@@ -31,7 +31,7 @@ def test_a_run_has_the_originals_files(candidate):
 def test_the_meta_documents_what_a_reader_needs_to_trust_it(candidate, read_only):
     meta = json.loads((candidate.posterior.folder / "posterior_meta.json").read_text())
     assert meta["format"] == "laplace_posterior"
-    assert meta["version"] == 1
+    assert meta["version"] == 2
     assert meta["training_split"] == "train"
     assert meta["head"]["run_id"] == candidate.head.run_id
     assert meta["head"]["overrides"] == {}
@@ -53,6 +53,7 @@ def test_the_meta_documents_what_a_reader_needs_to_trust_it(candidate, read_only
     assert meta["logit_clip"] == 20.0
     assert isinstance(meta["warnings"], list)
     assert meta["versions"].keys() >= {"torch", "laplace-torch", "numpy"}
+    assert len(meta["probe"]["mean"]) == len(meta["probe"]["variance"]) == len(meta["probe"]["pixels"]) == 8
     state = (candidate.posterior.folder / "laplace_state.pt").read_bytes()
     assert meta["sha256"]["laplace_state.pt"] == hashlib.sha256(state).hexdigest()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sam_laplace_assets.domain.curvature import fit_curvature
-from sam_laplace_assets.domain.evaluation import score
+from sam_laplace_assets.domain.evaluation import score, score_head
 from sam_laplace_assets.domain.head import head_inputs
 from sam_laplace_assets.domain.metrics import binary_nll, iou, row_means
 from sam_laplace_assets.domain.posterior import PosteriorRefused, build_laplace
@@ -43,6 +43,12 @@ def test_means_weigh_images_alike_however_many_rows_they_have(laplace):
     assert set(means) == {field.name for field in fields(scores)} - {"images"}
 
 
+def test_sam_and_head_score_the_same_without_a_posterior(laplace):
+    means = score(HEAD, laplace, ROWS, **SETTINGS).means()
+    alone = score_head(HEAD, ROWS, target_layer="final_conv", **SETTINGS)
+    assert alone == {name: means[name] for name in ("sam_iou", "sam_nll", "head_iou", "head_nll")}
+
+
 def test_the_clip_bounds_sams_nll_and_leaves_its_iou(laplace):
     loud = replace(ROWS, inputs=ROWS.inputs.clone())
     loud.inputs[:, 0] *= 1000
@@ -57,6 +63,8 @@ def test_another_heads_posterior_and_an_empty_pack_are_refused(laplace):
     empty = replace(ROWS, inputs=ROWS.inputs[:0], masks=ROWS.masks[:0], images=ROWS.images[:0])
     with pytest.raises(ValueError, match="the pack has no rows"):
         score(HEAD, laplace, empty, **SETTINGS)
+    with pytest.raises(ValueError, match="the pack has no rows"):
+        score_head(HEAD, empty, target_layer="final_conv", **SETTINGS)
 
 
 def test_a_broken_row_is_refused_by_number(laplace):

@@ -17,7 +17,8 @@ def plan(winner="train-a", inputs="1", work=None, nll=0.5, error=None):
         if error:
             raise error
         return {"run_id": winner, "training_split": "train", "nll": nll, "validation_pack": "v", "previous": None,
-                "verdict": f"{winner} is it", "candidates": [{"run_id": winner}], "made": "today"}  # fmt: skip
+                "verdict": f"{winner} is it", "candidates": [{"run_id": winner}],
+                "rejected": [], "made": "today"}  # fmt: skip
 
     return Plan([Item("champion", {"decision": inputs})], make=decide)
 
@@ -105,6 +106,6 @@ def test_a_history_that_is_damaged_or_newer_is_named(tmp_path):
     path.write_bytes(good + b"{\n")
     with pytest.raises(ValueError, match=r"champion_history\.jsonl holds a line that is no decision.*Mend or remove"):
         require_champion(tmp_path)
-    path.write_bytes(good.replace(b'"version": 1', b'"version": 2'))
-    with pytest.raises(files.NewerFormat, match=r"champion_history\.jsonl has format version 2.*Upgrade"):
+    path.write_bytes(good.replace(b'"version": 2', b'"version": 3'))
+    with pytest.raises(files.NewerFormat, match=r"champion_history\.jsonl has format version 3.*Upgrade"):
         make(plan("train-b", "2"), ChampionStore(tmp_path))

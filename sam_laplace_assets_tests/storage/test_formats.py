@@ -44,7 +44,7 @@ NOTES = {row[0].strip("`"): row[1] for row in table("| note of | fields |")}
 STATE = ("epoch", "best_iou", "best_epoch", "epochs_without_improvement", "history", "finished")
 META = ("training_split", "head", "packs", "likelihood", "target_layer", "approx", "parameters", "logit_clip",
         "prior_precision", "prior_search", "warnings", "likelihood_temperature", "counts", "train_nll_per_pixel",
-        "log_marginal_likelihood", "dead_parameters", "versions")  # fmt: skip
+        "log_marginal_likelihood", "dead_parameters", "versions", "probe")  # fmt: skip
 
 
 def listed(cell):

@@ -84,8 +84,15 @@ def test_a_posterior_that_is_not_there_is_named(tmp_path):
         PosteriorRun.open(tmp_path / "run_x")
 
 
+def test_a_posterior_of_version_1_is_still_read(folder):
+    meta = json.loads((folder / RUN / META).read_text())
+    files.write_json(folder / RUN / META, {**meta, "version": 1})
+    assert make(plan(), store_of(folder)).made == 0
+    assert PosteriorRun.open(folder / RUN).meta["run_id"] == "train-abc"
+
+
 def test_a_newer_version_is_refused(folder):
     meta = json.loads((folder / RUN / META).read_text())
-    files.write_json(folder / RUN / META, {**meta, "version": 2})
-    with pytest.raises(files.NewerFormat, match=r"posterior_meta\.json has format version 2.*Upgrade"):
+    files.write_json(folder / RUN / META, {**meta, "version": 3})
+    with pytest.raises(files.NewerFormat, match=r"posterior_meta\.json has format version 3.*Upgrade"):
         make(plan(), store_of(folder))

@@ -5,10 +5,12 @@ from sam_laplace_assets.checks import (
     every_group_in_one_split,
     no_image_in_two_splits,
     no_sample_in_two_splits,
+    splits_have_their_share,
 )
 from sam_laplace_assets.storage.manifest import SCHEMA, VERSION
 from sam_laplace_assets.storage.tables import write_table
-from sam_laplace_assets_tests.small_project import BASE, SETTINGS, SmallProject
+from sam_laplace_assets_tests.checks.looking import warns, words
+from sam_laplace_assets_tests.small_project import SETTINGS, SmallProject
 
 
 @pytest.fixture
@@ -29,15 +31,6 @@ def checked(tmp_path, monkeypatch):
         return check()
 
     return run
-
-
-def test_the_checks_pass_on_what_the_graph_made(read_only):
-    with read_only.instance() as instance:
-        for check in (no_sample_in_two_splits, no_image_in_two_splits, every_group_in_one_split, every_class_is_judged):
-            (spec,) = check.check_specs
-            (record,) = instance.event_log_storage.get_asset_check_execution_history(spec.key, limit=1)
-            assert record.event.asset_check_evaluation.passed
-    assert BASE
 
 
 def test_a_sample_in_two_splits_is_found(checked):
@@ -73,3 +66,42 @@ def test_a_group_that_was_torn_before_there_was_a_rule_is_a_warning(checked, tmp
     assert not result.passed
     assert result.severity.value == "WARN"
     assert "a/p1_0 (train), a/p1_1 (val)" in str(result.metadata)
+
+
+def samples(**counts):
+    """Rows of one class, so many a split."""
+    splits = [split for split, count in counts.items() for _ in range(count)]
+    return [(f"a/{at}", "a", split, f"{at}") for at, split in enumerate(splits)]
+
+
+def test_splits_that_lost_most_of_their_share_are_a_warning_with_the_figures(checked):
+    result = checked(splits_have_their_share, *samples(train=96, val=3, test=12))
+    assert warns(result)
+    assert "val has 3 of 111 samples, a new draw would give it 11" in words(result)
+    assert "`resplit`" in words(result)
+    assert "| train | 96 | 86.5% | 89 |" in words(result)
+
+
+@pytest.mark.parametrize("counts", [(80, 10, 10), (81, 9, 10), (9, 1, 0), (5, 0, 1), (1, 0, 0)])
+def test_splits_as_near_as_whole_samples_go_have_their_share(checked, counts):
+    assert checked(splits_have_their_share, *samples(**dict(zip(("train", "val", "test"), counts, strict=True)))).passed
+
+
+def test_one_sample_a_class_is_rounded_into_train_and_no_warning(checked):
+    assert checked(splits_have_their_share, *((f"{at}/0", f"{at}", "train", f"{at}") for at in range(50))).passed
+
+
+def test_a_group_that_cannot_be_divided_is_no_warning(checked, tmp_path):
+    rows = [(f"a/film_{at}", "a", "train", f"{at}") for at in range(60)]
+    rows += [(f"a/{at}", "a", "val" if at % 2 else "test", f"b{at}") for at in range(4)]
+    assert warns(checked(splits_have_their_share, *rows))
+    SmallProject(tmp_path).change(data={"group_by": "film"})
+    assert checked(splits_have_their_share, *rows).passed
+
+
+def test_an_official_split_is_not_judged_by_its_shares(checked, tmp_path):
+    (tmp_path / "official.csv").write_text("sample_id,split\na/0,test\n")
+    SmallProject(tmp_path).change(data={"splits_file": "official.csv"})
+    result = checked(splits_have_their_share, *samples(test=30))
+    assert result.passed
+    assert "data.splits_file says" in words(result)

@@ -1,0 +1,74 @@
+"""Whether any image, mask or setting has changed, as far as names, sizes and times tell it: nothing is opened."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam_laplace_assets.settings import Settings
+from sam_laplace_assets.storage.project import named_splits, roots_of
+
+
+@dataclass(frozen=True)
+class Watched:
+    """All that is given to a project, at one moment.
+
+    Attributes:
+        state: digest over paths, sizes and times; another file, size or time, another digest.
+        changed: when the newest of these files and folders was written, moved or removed from, seconds since the epoch.
+    """
+
+    state: str
+    changed: float
+
+
+def watch(settings: Settings) -> Watched:
+    """Look at the files of all splits, the settings file, and the single files that it names.
+
+    The time is the file system's own (ctime), which a copy that keeps modification times does not set back.
+    """
+    state, changed = hashlib.sha256(), 0
+    for path, found in _files(settings):
+        state.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="backslashreplace"))
+        changed = max(changed, found.st_ctime_ns)
+    return Watched(state.hexdigest(), changed / 1e9)
+
+
+def _files(settings: Settings) -> Iterator[tuple[str, os.stat_result]]:
+    for root in _roots(settings):
+        yield from _below(root)
+    named = (settings.source, settings.sam.checkpoint, settings.data.splits_file, settings.data.group_table)
+    for path in filter(None, named):
+        yield from _stat(path)
+
+
+def _roots(settings: Settings) -> list[Path]:
+    named = [roots_of(settings.data, split) for split in named_splits(settings.data)]
+    base = (settings.data.images_root, settings.data.masks_root)
+    return sorted({*base, *(root for one in named for root in (one.images_root, one.masks_root))})
+
+
+def _below(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file and folder of a tree, in order; what is not there, or goes away meanwhile, is left out.
+
+    A link is looked at, not gone into: samples are read only from within their root, where its target is seen anyway.
+    """
+    yield from _stat(folder)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(Path(entry.path))
+        else:
+            yield from _stat(entry)
+
+
+def _stat(entry: "Path | os.DirEntry[str]") -> Iterator[tuple[str, os.stat_result]]:
+    try:
+        yield os.fspath(entry), entry.stat()
+    except OSError:
+        return
