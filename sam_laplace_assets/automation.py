@@ -23,7 +23,7 @@ def register_split_partitions(context: dg.SensorEvaluationContext) -> dg.SensorR
     return dg.SensorResult(dynamic_partitions_requests=requests)
 
 
-@dg.sensor(jobs=all_jobs, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.STOPPED)
+@dg.sensor(jobs=all_jobs, minimum_interval_seconds=10, default_status=dg.DefaultSensorStatus.STOPPED)
 def retrain_on_change(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Switch it on to have whatever changes refreshed: the splits it is in, then one training, then the champion."""
     step = _next(context, last=Finding.read(context.cursor), started_by="retrain_on_change")
