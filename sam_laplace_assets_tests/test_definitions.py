@@ -55,11 +55,12 @@ def test_no_definition_is_deprecated_by_dagster():
 
 def test_the_launchpads_fields_are_empty_by_default_and_explained():
     for name in ("all_samples", "manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels",
-                 "head_checkpoint", "laplace_posterior"):  # fmt: skip
+                 "head_checkpoint", "laplace_posterior", "champion"):  # fmt: skip
         fields = defs.resolve_assets_def(name).op.config_schema.config_type.fields
         assert fields, name
         for key, field in fields.items():
             assert not field.is_required, (name, key)
+            assert not field.default_provided or field.default_value in (None, False), (name, key)
             assert field.description, (name, key)
 
 

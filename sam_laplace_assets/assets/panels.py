@@ -19,6 +19,7 @@ from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets.storage.sam import CachedSet, SamCache, read_array
 
 PANELS_VERSION = "1"
+DRAWN = 8
 SHOWN = 6
 
 
@@ -26,7 +27,7 @@ class PanelConfig(Overrides):
     """Launchpad fields of sanity_panels."""
 
     force: bool = FORCE
-    n: int = Field(8, ge=1, description="how many samples to draw")
+    n: int | None = Field(None, ge=1, description=f"how many samples to draw; {DRAWN} if empty")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def sanity_panels(
     """Six panels for a few samples of one split: what training will see, before hours are spent on it."""
     settings = load_settings()
     folder = Project.of(settings).panels(context.partition_key)
-    return plan_panels(manifest, sam_cache, folder, n=config.n, force=config.force,
+    return plan_panels(manifest, sam_cache, folder, n=config.n or DRAWN, force=config.force,
                        max_failed_fraction=settings.data.max_failed_fraction)  # fmt: skip
 
 

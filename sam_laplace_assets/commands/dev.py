@@ -55,6 +55,7 @@ def _require_free(port: int, purpose: str) -> None:
 
 
 def _dagster(port: int) -> list[str]:
+    os.environ.setdefault("DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS", "600")  # a look at a large project takes its time
     return [sys.executable, "-m", "dagster", "dev", "-w", str(shipped("workspace.yaml")), "-h", LOOPBACK,
             "-p", str(port)]  # fmt: skip
 

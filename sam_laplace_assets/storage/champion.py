@@ -117,10 +117,10 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         history = [dict(json.loads(line)) for line in path.read_bytes().splitlines()]
-    except (ValueError, TypeError) as error:
+        versions = [int(decision["version"]) for decision in history]
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} holds a line that is no decision: {error}. Mend or remove that line.") from error
-    for decision in history:
-        files.refuse_newer(path, decision["version"], version=VERSION)
+    files.refuse_newer(path, max(versions, default=0), version=VERSION)
     return history
 
 
