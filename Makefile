@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test ui train-toy clean
+.PHONY: setup demo test test-live ui train-toy clean
 
 setup: $(READY)
 
@@ -17,12 +17,15 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)   ## the main job on the embedded demo
 	$(BIN)/sam-laplace demo
 
-test: $(READY)   ## lint, types, layers, tests
+test: $(READY)   ## lint, types, layers, and all tests but those that need the daemon or a browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not live and not browser"
+
+test-live: $(READY)   ## tests with the real daemon, webserver and browser
+	$(BIN)/python -m pytest -m "live or browser"
 
 ui: $(READY)     ## Dagster's UI and MLflow's, on this machine
 	$(BIN)/sam-laplace dev

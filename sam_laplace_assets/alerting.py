@@ -30,7 +30,12 @@ NOBODY = "Nobody is to hear of anything: set alerts.command or alerts.webhook in
 SEE_UI = "see its events in the UI"
 
 
-@dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells the hooks in the settings (alerts.command, alerts.webhook) of failed unattended runs and of new "
+    "champions. Leave it on.",
+)
 def send_alerts(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Tells the hooks in the settings (alerts.command, alerts.webhook) of failed unattended runs and new champions.
 

@@ -13,9 +13,13 @@ from sam_laplace_assets.stages import stock
 EVERY_NIGHT_AT_TWO = "0 2 * * *"
 
 
-@dg.sensor(minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Makes partitions of train, val, test and of every named split that has data. Leave it on.",
+)
 def register_split_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Makes partitions of train, val, test and of every named split that has data, and training splits of some."""
+    """All splits that have data as partitions, those with role train as training splits, too."""
     known = known_splits(load_settings().data)
     requests = partition_requests(known, context.instance)
     if not requests:
@@ -23,9 +27,15 @@ def register_split_partitions(context: dg.SensorEvaluationContext) -> dg.SensorR
     return dg.SensorResult(dynamic_partitions_requests=requests)
 
 
-@dg.sensor(jobs=all_jobs, minimum_interval_seconds=10, default_status=dg.DefaultSensorStatus.STOPPED)
+@dg.sensor(
+    jobs=all_jobs,
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Switch it on to have whatever changes refreshed: the splits it is in, then one training, then the "
+    "champion. Its ticks say what is waited for.",
+)
 def retrain_on_change(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Switch it on to have whatever changes refreshed: the splits it is in, then one training, then the champion."""
+    """The next step after a change of files or settings."""
     step = _next(context, last=Finding.read(context.cursor), started_by="retrain_on_change")
     return _result(step, context.cursor if step.finding is None else step.finding.write())
 
@@ -46,15 +56,26 @@ def refresh_everything() -> None:
     say_what_is_out_of_date()
 
 
-@dg.schedule(job=refresh_everything, cron_schedule=EVERY_NIGHT_AT_TWO, default_status=dg.DefaultScheduleStatus.STOPPED)
+@dg.schedule(
+    job=refresh_everything,
+    cron_schedule=EVERY_NIGHT_AT_TWO,
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Switch it on to have everything refreshed at two every night, in place of the sensor "
+    "retrain_on_change.",
+)
 def nightly_refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Switch it on to have everything refreshed at two every night, in place of the sensor retrain_on_change."""
+    """One refresh a night."""
     return dg.RunRequest(tags={STARTED_BY: "nightly_refresh"})
 
 
-@dg.sensor(jobs=all_jobs, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    jobs=all_jobs,
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Starts, step by step, what a run of refresh_everything found out of date. Leave it on.",
+)
 def carry_out_refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Starts, step by step, what a run of refresh_everything found out of date; leave it on."""
+    """The next step of a refresh that was asked for."""
     name = refresh_everything.name
     asked = context.instance.get_runs(dg.RunsFilter(job_name=name, statuses=[dg.DagsterRunStatus.SUCCESS]), limit=1)
     if not asked or asked[0].run_id == context.cursor:

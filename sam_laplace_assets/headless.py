@@ -17,7 +17,7 @@ from sam_laplace_assets.stages import Stage, run_config, stages_now, stale_from
 
 Tell = Callable[[str], None]
 HERE = {"dagster/max_retries": "0"}  # the daemon has nothing to start such a run again with
-PROCESS = "sam_laplace/process"
+PROCESS = ".dagster/sam_laplace_process"  # the UI hides tags that begin like this
 
 
 class RunFailed(RuntimeError):

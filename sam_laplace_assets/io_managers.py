@@ -71,8 +71,9 @@ class StoreIOManager(dg.ConfigurableIOManager):
         for warning in report.warnings:
             context.log.warning(f"{name}: {warning}")
         _tell_problems(context, run)
-        context.add_output_metadata(metadata_of(outcome, report, run))
-        context.add_output_metadata(_to_remember(context, obj, outcome))
+        remembered = _to_remember(context, obj, outcome)
+        limit = remembered.get(OVERRIDES, {}).get("limit")
+        context.add_output_metadata(metadata_of(outcome, report, run, limit=limit) | remembered)
         version = dg.DataVersion(outcome.data_version)
         context.step_context.set_data_version(context.asset_key, version)
 

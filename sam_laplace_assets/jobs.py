@@ -12,7 +12,7 @@ scan = dg.define_asset_job(
 prepare_split = dg.define_asset_job(
     "prepare_split",
     selection=list(OF_A_SPLIT),
-    description="From the manifest of one split to its HDF5 pack.",
+    description="Make one split ready: its samples, prompts, SAM's answers, HDF5 pack, and panels to look at.",
 )
 name_validation_pack = dg.define_asset_job(
     "name_validation_pack", selection=["validation_pack"], description="Let the pack of split val be the judge."

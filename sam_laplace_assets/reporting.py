@@ -15,6 +15,8 @@ from sam_laplace_assets.storage.materialise import Outcome
 SECONDS_BETWEEN_LINES = 5.0
 UNITS_BETWEEN_LINES = 100
 PREVIEW_ROWS = 12
+DIGITS = 5
+UNUSED = "No head is trained or judged on it"
 
 
 class LoggedProgress:
@@ -49,20 +51,49 @@ def _pace(done: int, left: int, seconds: float) -> str:
     return f"{rate}, {left * each:.0f} s left" if left else f"{rate}, done in {seconds:.1f} s"
 
 
-def metadata_of(outcome: Outcome, report: Report, run: TrackedRun) -> dict[str, Any]:
-    """What the UI shows of a materialisation."""
-    counts = outcome.counts()
-    metadata: dict[str, Any] = {f"{outcome.unit} {name}": counts[name] for name in ("made", "reused", "failed")}
-    metadata |= {"seconds": counts["seconds"], f"{outcome.unit} per second": counts["made_per_second"]}
-    metadata |= {"complete": outcome.complete} | dict(report.facts)
-    metadata |= {name: dg.MetadataValue.md(markdown_table(rows)) for name, rows in report.tables.items()}
-    metadata |= {name: dg.MetadataValue.md(_picture(name, png)) for name, png in report.pictures.items()}
-    if outcome.failed:
-        rows = [{"item": key, "reason": reason} for key, reason in outcome.failed.items()]
-        metadata["failed items"] = dg.MetadataValue.md(markdown_table(rows))
+def metadata_of(outcome: Outcome, report: Report, run: TrackedRun, *, limit: int | None = None) -> dict[str, Any]:
+    """What the UI shows of a materialisation: what a reader must not miss, results, then how they came about.
+
+    Args:
+        outcome: what became of the plan.
+        report: what the asset says of it.
+        run: the tracked run.
+        limit: of a trial, how many samples it was to have.
+    """
+    facts = _lacking(outcome, limit) | dict(report.facts)
+    shown = {name: _fact(value) for name, value in facts.items()}
+    shown |= {name: dg.MetadataValue.md(markdown_table(rows)) for name, rows in report.tables.items() if rows}
+    shown |= {name: dg.MetadataValue.md(_picture(name, png)) for name, png in report.pictures.items()}
     if run.url:
-        metadata["MLflow run"] = dg.MetadataValue.url(run.url)
-    return metadata
+        shown["MLflow run"] = dg.MetadataValue.md(f"[open this run]({run.url})")
+    return shown | {name: _fact(value) for name, value in _effort(outcome).items()}
+
+
+def _lacking(outcome: Outcome, limit: int | None) -> dict[str, Any]:
+    """In words, that not all is there; empty where all is."""
+    told: dict[str, Any] = {}
+    if not outcome.complete and limit is not None:
+        told["trial"] = f"The first {limit} samples only. {UNUSED}; materialise it without `limit`."
+    elif not outcome.complete:
+        told["incomplete"] = f"What it was made from is a trial (`limit`) or lacks failed samples. {UNUSED}."
+    if outcome.failed:
+        told[f"{outcome.unit} failed"] = len(outcome.failed)
+        rows = [{"item": key, "reason": reason} for key, reason in outcome.failed.items()]
+        told["failed items"] = dg.MetadataValue.md(markdown_table(rows))
+    return told
+
+
+def _effort(outcome: Outcome) -> dict[str, float]:
+    counts = outcome.counts()
+    told = {f"{outcome.unit} {name}": counts[name] for name in ("made", "reused")}
+    return told | {"seconds": counts["seconds"], f"{outcome.unit} per second": counts["made_per_second"]}
+
+
+def _fact(value: Any) -> Any:
+    """A number without the digits that nobody reads; a sentence as Markdown, since other text stays on one line."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    return dg.MetadataValue.md(value) if isinstance(value, str) and " " in value else value
 
 
 def step_error(event: dg.DagsterEvent) -> str:

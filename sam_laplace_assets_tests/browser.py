@@ -30,13 +30,14 @@ IN_A_BROWSER = [
 
 @contextmanager
 def serving(project):
-    """Run `sam-laplace dev` on a project; the address of its UI."""
+    """Run `sam-laplace dev` on a project; the address of its UI. What a terminal would show is in its dev.log."""
     port = _free_port()
     command = [sys.executable, "-m", "sam_laplace_assets.cli", "dev", "--port", str(port)]
     environment = os.environ | {
         SETTINGS_VARIABLE: str(project.config), "DAGSTER_HOME": str(project.folder / "dagster_home")
     }  # fmt: skip
-    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (project.folder / "dev.log").open("wb") as terminal:
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=terminal, stderr=terminal)
     try:
         _wait_for(f"http://127.0.0.1:{port}/server_info", server)
         yield f"http://127.0.0.1:{port}"

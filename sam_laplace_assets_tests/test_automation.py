@@ -1,8 +1,14 @@
 import dagster as dg
 import pytest
 
-from sam_laplace_assets.automation import register_split_partitions
+from sam_laplace_assets.automation import (
+    carry_out_refresh,
+    nightly_refresh,
+    refresh_everything,
+    register_split_partitions,
+)
 from sam_laplace_assets.definitions import defs
+from sam_laplace_assets.jobs import STARTED_BY
 from sam_laplace_assets.settings import SettingsError
 from sam_laplace_assets_tests.small_project import BASE, add_sample
 
@@ -57,3 +63,43 @@ def test_settings_that_cannot_be_read_fail_the_tick_with_their_message(project, 
 def test_the_sensor_is_on_from_the_start():
     sensor = defs.get_sensor_def("register_split_partitions")
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+
+
+@pytest.mark.parametrize("name", ["retrain_on_change", "nightly_refresh"])
+def test_what_retrains_is_off_until_it_is_switched_on(name):
+    (one,) = [one for one in (*defs.sensors, *defs.schedules) if one.name == name]
+    assert one.default_status.value == "STOPPED"
+
+
+def carry_out(instance, cursor=None):
+    context = dg.build_sensor_context(instance=instance, definitions=defs, cursor=cursor)
+    return carry_out_refresh(context)
+
+
+def test_a_refresh_is_carried_out_step_by_step_once_it_was_asked_for(project):
+    project.change(training={"num_epochs": 3}, automation={"debounce_seconds": 0})
+    with project.instance() as instance:
+        assert "has not run since" in carry_out(instance).skip_message
+        assert refresh_everything.execute_in_process(instance=instance).success
+        asked = carry_out(instance)
+        assert [request.job_name for request in asked.run_requests] == ["train_and_fit"]
+    project.refresh()
+    with project.instance() as instance:
+        done = carry_out(instance, asked.cursor)
+        assert done.run_requests == []
+        assert done.skip_reason.skip_message == "Nothing changed: everything is current."
+        assert "has not run since" in carry_out(instance, done.cursor).skip_message
+
+
+def test_the_night_asks_for_a_refresh_that_counts_as_unattended():
+    request = nightly_refresh(dg.build_schedule_context())
+    assert request.tags[STARTED_BY] == "nightly_refresh"
+
+
+def test_a_refresh_says_what_is_out_of_date(project):
+    project.change(prompt_generation={"num_promptsets_test": 3})
+    with project.instance() as instance:
+        result = refresh_everything.execute_in_process(instance=instance)
+        logged = [one.user_message for one in instance.all_logs(result.run_id)]
+    assert "prompt_sets[test]: 2 samples stale" in logged
+    assert "sam_cache[test]: follows prompt_sets[test]" in logged

@@ -53,6 +53,11 @@ def test_no_definition_is_deprecated_by_dagster():
         dg.Definitions.validate_loadable(defs)
 
 
+def test_whatever_has_a_switch_says_what_it_does():
+    for one in (*defs.sensors, *defs.schedules):
+        assert one.description, one.name
+
+
 def test_the_launchpads_fields_are_empty_by_default_and_explained():
     for name in ("all_samples", "manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels",
                  "head_checkpoint", "laplace_posterior", "champion"):  # fmt: skip
@@ -82,6 +87,7 @@ def test_the_workspace_file_names_these_definitions():
     (origin,) = location_origins_from_yaml_paths([str(REPOSITORY / "workspace.yaml")])
     target = origin.loadable_target_origin
     assert (target.module_name, target.attribute) == ("sam_laplace_assets.definitions", "defs")
+    assert origin.location_name == "sam_laplace"
 
 
 def test_the_code_location_loads_without_heavy_libraries():

@@ -4,11 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+from dagster._core.storage.tags import TagType, get_tag_type
 from PIL import Image
 
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.freshness import Freshness
-from sam_laplace_assets.headless import RunFailed, refresh, tell_wait
+from sam_laplace_assets.headless import PROCESS, RunFailed, refresh, tell_wait
 from sam_laplace_assets.stages import stages
 from sam_laplace_assets.storage.champion import read_champion
 from sam_laplace_assets.storage.manifest import read_assignments, read_rows
@@ -19,6 +20,15 @@ from sam_laplace_assets_tests.small_project import BASE, SPLIT_ASSETS, add_sampl
 def named_split(project, key, *, count=3, seed=500, image=None):
     for number in range(count):
         add_sample(project.folder / "splits" / key, f"caves/{number:02d}", seed + number, image=image)
+
+
+def copy_sample(project, sample, sample_id):
+    """Put a sample of the base roots into split test-caves as well."""
+    for kind in ("image", "mask"):
+        source = project.folder / f"{kind}s" / sample[f"{kind}_path"]
+        target = project.folder / "splits" / "test-caves" / f"{kind}s" / f"{sample_id}{source.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def rows_of(project, name):
@@ -171,11 +181,7 @@ def test_one_image_content_never_stands_in_two_base_splits(new_project):
 
 def test_an_image_of_a_base_split_is_refused_in_a_named_one_and_reported(project):
     sample = rows_of(project, "test")[0]
-    for kind in ("image", "mask"):
-        source = project.folder / f"{kind}s" / sample[f"{kind}_path"]
-        target = project.folder / "splits" / "test-caves" / f"{kind}s" / "caves" / f"copy{source.suffix}"
-        target.parent.mkdir(parents=True)
-        shutil.copyfile(source, target)
+    copy_sample(project, sample, "caves/copy")
     named_split(project, "test-caves", count=2)
     project.refresh("test-caves", assets=["manifest"])
     assert len(rows_of(project, "test-caves")) == 2
@@ -186,11 +192,7 @@ def test_an_image_of_a_base_split_is_refused_in_a_named_one_and_reported(project
 def test_a_named_split_made_before_the_base_manifests_is_held_apart_from_them_too(new_project):
     new_project.refresh(assets=["all_samples"])
     sample = rows_of(new_project, "all_samples")[0]
-    for kind in ("image", "mask"):
-        source = new_project.folder / f"{kind}s" / sample[f"{kind}_path"]
-        target = new_project.folder / "splits" / "test-caves" / f"{kind}s" / "caves" / f"copy{source.suffix}"
-        target.parent.mkdir(parents=True)
-        shutil.copyfile(source, target)
+    copy_sample(new_project, sample, "caves/copy")
     named_split(new_project, "test-caves", count=1)
     new_project.refresh("test-caves", assets=["manifest"])
     assert [row["sample_id"] for row in rows_of(new_project, "test-caves")] == ["caves/00"]
@@ -274,10 +276,36 @@ def test_an_official_split_that_cannot_be_is_refused_and_nothing_written(new_pro
 def test_without_a_valid_sample_the_scan_says_what_it_found(new_project):
     shutil.rmtree(new_project.folder / "masks")
     (new_project.folder / "masks").mkdir()
-    with pytest.raises(RunFailed, match=r"No valid sample below .*16 files were found.*A sample is an") as raised:
+    with pytest.raises(RunFailed, match=r"all_samples failed: 0 of 16 .*can be used. A sample is an") as raised:
         new_project.refresh()
     assert "boxes/00" in str(raised.value)
+    assert str(raised.value).endswith("\n  and 6 more")
     assert not (new_project.root / "manifests" / "all_samples.parquet").exists()
+
+
+def test_a_named_split_of_which_nothing_can_be_used_fails_and_says_why(project):
+    for at, sample in enumerate(rows_of(project, "train")[:2]):
+        copy_sample(project, sample, f"caves/{at}")
+    with pytest.raises(RunFailed, match=r"manifest\[test-caves\] failed: 0 of 2 .* can be used") as raised:
+        project.refresh("test-caves")
+    assert "which stands in split train; remove one of the two" in str(raised.value)
+    assert "then materialise manifest[test-caves] again" in str(raised.value)
+    assert not (project.root / "manifests" / "test-caves.parquet").exists()
+
+
+def test_a_named_split_whose_folder_is_empty_fails(project):
+    folder = project.folder / "splits" / "test-caves"
+    folder.mkdir(parents=True)
+    with pytest.raises(RunFailed, match=r"data.splits.test-caves.images_root is .*where there is no folder"):
+        project.refresh("test-caves")
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    with pytest.raises(RunFailed, match=r"manifest\[test-caves\] failed: 0 of 0 files or pairs found below"):
+        project.refresh("test-caves")
+
+
+def test_a_run_keeps_its_process_out_of_the_list_of_runs():
+    assert get_tag_type(PROCESS) is TagType.HIDDEN
 
 
 def test_a_root_that_is_not_there_is_named_with_its_setting(new_project):

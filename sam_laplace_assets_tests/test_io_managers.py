@@ -157,12 +157,12 @@ def test_a_trial_is_incomplete_and_training_refuses_it_until_a_full_run_is_asked
     for asset in ("sam_cache", "training_index", "hdf5_pack"):
         result = project.materialise(asset, split="train")
         assert result.success, failure(result)
-        assert project.metadata(asset, "train")["complete"] is False
+        assert next(iter(project.metadata(asset, "train"))) == "incomplete"
     assert len(Pack.open(project.paths.pack("train")).safe_ids) == 3
     result = project.materialise("head_checkpoint", split="train")
     assert "train.h5 is a trial (`limit`)" in failure(result)
     assert "Materialise train without `limit`" in failure(result)
-    assert project.refresh("train", assets=CHAIN) == []
+    assert project.refresh("train", assets=CHAIN) == ["sanity_panels[train]"]
     project.refresh("train", assets=CHAIN, keep_overrides=False)
     assert project.metadata("sam_cache", "train")["prompt sets reused"] == 6
     assert Pack.open(project.paths.pack("train")).complete
@@ -174,7 +174,8 @@ def test_a_trial_of_the_cache_asks_sam_for_these_samples_only(new_project, monke
     encoded = count_calls(monkeypatch, FrozenSam, "embed")
     assert new_project.materialise("sam_cache", split="train", limit=2).success
     assert encoded["embed"] == 2
-    assert new_project.metadata("sam_cache", "train")["complete"] is False
+    name, told = next(iter(new_project.metadata("sam_cache", "train").items()))
+    assert (name, told.partition(".")[0]) == ("trial", "The first 2 samples only")
 
 
 def test_a_validation_pack_is_never_a_trial(project):
@@ -214,14 +215,13 @@ def test_an_asset_before_what_it_reads_says_what_to_materialise(new_project):
 
 @pytest.mark.parametrize("split", BASE)
 @pytest.mark.parametrize("asset", SPLIT_ASSETS)
-def test_every_materialisation_of_a_split_shows_counts_time_and_completeness(read_only, asset, split):
+def test_every_materialisation_of_a_split_shows_counts_and_time_after_its_results(read_only, asset, split):
     shown = read_only.metadata(asset, split)
     (made,) = [name for name in shown if name.endswith(" made")]
     unit = made.removesuffix(" made")
     assert shown[made] > 0
-    assert {f"{unit} reused", f"{unit} failed", f"{unit} per second", "seconds", "complete"} <= shown.keys()
-    assert shown["complete"] is True
-    assert shown[f"{unit} failed"] == 0
+    assert list(shown)[-4:] == [made, f"{unit} reused", "seconds", f"{unit} per second"]
+    assert not {"trial", "incomplete", f"{unit} failed", "failed items"} & shown.keys()
 
 
 TABLES = {
@@ -240,9 +240,10 @@ def test_a_table_is_previewed(read_only, asset):
 
 
 def test_no_fact_is_hidden_by_a_table_or_picture_of_its_name(read_only):
-    assert read_only.metadata("head_checkpoint", "train")["epochs"] == 2
+    assert read_only.metadata("head_checkpoint", "train")["epochs made"] == 2
     assert read_only.metadata("laplace_posterior", "train")["prior precision"] in (0.01, 1.0, 100.0)
     assert read_only.metadata("sanity_panels", "train")["panels made"] == 8
+    assert read_only.metadata("sanity_panels", "train")["folder"] == str(read_only.paths.panels("train"))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 CHAMPION_VERSION = "1"
 PREVIOUS = "previous"
+SCORES = ("run_id", "posterior_nll", "head_nll", "sam_nll", "head_iou", "sam_iou")
+DIFFERENCE = ("run_id", "difference", "low", "high")
+"""Columns of two tables: as one they are wider than the champion's page, which cuts off what is beside them."""
 RUN_ID = r"^[a-z0-9][a-z0-9_-]*$"
 
 
@@ -201,9 +204,13 @@ def _verdict(winner: str, holder: Champion | None, nll: Mapping[str, float], *, 
 def report(project: Project, settings: Settings) -> Report:
     """The decision in force, who was compared, and the alias in MLflow."""
     champion, last = require_champion(project.posteriors), read_history(project.posteriors)[-1]
-    facts = {"champion": champion.run_id, "training split": champion.training_split, "validation NLL": champion.nll,
-             "verdict": last["verdict"], "decisions so far": len(read_history(project.posteriors))}  # fmt: skip
-    shown = ("run_id", "posterior_nll", "head_nll", "sam_nll", "head_iou", "sam_iou", "difference", "low", "high")
-    table = [{name: row.get(name, "") for name in shown} for row in last["candidates"]]
-    return Report(facts=facts, metrics={"champion_val_nll": champion.nll}, tables={"candidates": table},
+    facts = {"champion": champion.run_id, "verdict": last["verdict"], "training split": champion.training_split,
+             "validation NLL": champion.nll, "decisions so far": len(read_history(project.posteriors))}  # fmt: skip
+    compared = [row for row in last["candidates"] if DIFFERENCE[-1] in row]
+    tables = {"candidates": _columns(last["candidates"], SCORES), "against the holder": _columns(compared, DIFFERENCE)}
+    return Report(facts=facts, metrics={"champion_val_nll": champion.nll}, tables=tables,
                   champion=Registered(model_names(settings.mlflow)["posterior"], champion.run_id))  # fmt: skip
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in names} for row in rows]

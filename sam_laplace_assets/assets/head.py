@@ -150,7 +150,7 @@ def report(item: Item, training: TrainingSettings, settings: Settings) -> Report
     run = HeadRun.open(Project.of(settings).checkpoints / f"run_{item.key}")
     best = max(run.history, key=lambda record: record["val_iou"])
     facts = {"run": item.key, "best epoch": best["epoch"], "best validation IoU": best["val_iou"],
-             "epochs": len(run.history), "SHA-256 of best.pt": run.best_sha256}  # fmt: skip
+             "SHA-256 of best.pt": run.best_sha256}  # fmt: skip
     model = Registered(model_names(settings.mlflow)["head"], item.key)
     return Report(facts=facts, params=training.model_dump(), metrics={"best_val_iou": best["val_iou"]}, model=model,
                   tables={"history": list(run.history)}, pictures={"curves": draw_curves(run.history)},

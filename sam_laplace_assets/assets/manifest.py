@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from sam_laplace_assets.assets.splitting import assign_base_splits, refuse_content_of_other_splits
+from sam_laplace_assets.assets.splitting import assign_base_splits, refuse_content_of_other_splits, require_usable
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES
 from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
 from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
@@ -76,13 +76,15 @@ def plan_all_samples(settings: Settings, *, force: bool = False, resplit: bool =
 
 def plan_named_manifest(settings: Settings, split: str, *, force: bool = False) -> Plan:
     """Scan a named split's own folder."""
-    place = Project.of(settings).manifests
+    place, roots = Project.of(settings).manifests, roots_of(settings.data, split)
 
     def assign(rows: Sequence[Row], kept: Mapping[str, Any]) -> Any:
         named = [{**row, "split": split} for row in rows]
-        return refuse_content_of_other_splits(named, split, settings.data, place), kept
+        judged = refuse_content_of_other_splits(named, split, settings.data, place)
+        require_usable(judged, roots, asset=f"manifest[{split}]")
+        return judged, kept
 
-    return plan_scan(roots_of(settings.data, split), settings.data, force=force, finish=assign,
+    return plan_scan(roots, settings.data, force=force, finish=assign,
                      report=lambda records: report_rows(read_rows(place, split)))  # fmt: skip
 
 
@@ -103,9 +105,7 @@ def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = Fals
 
 def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, finish: Any, report: Any) -> Plan:
     """A row for each file pair below two roots; files whose size and time are known are not read again."""
-    found = images.list_samples(
-        roots.images_root, roots.masks_root, images_key=roots.images_key, masks_key=roots.masks_key
-    )
+    found = _find(roots)
     items = [Item(f"{one.image_path}|{one.mask_path}", {ROW: _looks(one, roots)}, one) for one in found]
 
     def make(item: Item, parts: frozenset[str]) -> dict[str, Any]:
@@ -113,6 +113,16 @@ def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, finish: Any
 
     return Plan(items, make=make, finish=finish, report=report, unit="files", force=force,
                 max_failed_fraction=data.max_failed_fraction)  # fmt: skip
+
+
+def _find(roots: SplitRoots) -> list[images.Found]:
+    """What lies below two roots; trying again does not make a folder appear."""
+    try:
+        return images.list_samples(
+            roots.images_root, roots.masks_root, images_key=roots.images_key, masks_key=roots.masks_key
+        )
+    except FileNotFoundError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def _looks(found: images.Found, roots: SplitRoots) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -86,5 +85,5 @@ def draw(source: PanelSource) -> bytes:
 def report(items: Sequence[Item], folder: Path) -> Report:
     """The first panels as one picture."""
     shown = [(folder / f"{item.key}.png").read_bytes() for item in items[:SHOWN]]
-    facts: dict[str, Any] = {"folder": str(folder)}
+    facts = {"folder": dg.MetadataValue.path(folder)}
     return Report(facts=facts, pictures={"panels": contact_sheet(shown)} if shown else {})

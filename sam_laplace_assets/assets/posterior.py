@@ -104,7 +104,7 @@ def fit(
         "probe": asdict(take_probe(posterior, network)),
     }
     found = findings(curvature, search, posterior, laplace)
-    return FittedPosterior(posterior.state_dict(), laplace.model_dump(), made_from | found)
+    return FittedPosterior(posterior.state_dict(), head.weights(), laplace.model_dump(), made_from | found)
 
 
 def findings(curvature: "Curvature", search: "PriorSearch", posterior: Any, laplace: LaplaceSettings) -> dict[str, Any]:
@@ -143,10 +143,10 @@ def report(item: Item, laplace: LaplaceSettings, settings: Settings) -> Report:
     table = [{"prior precision": precision, "validation NLL": nll}
              for precision, nll in zip(search["grid"], search["val_nll"], strict=True)]  # fmt: skip
     picture = draw_prior_search(search["grid"], search["val_nll"], map_nll=search["map_nll"], chosen=search["chosen"])
-    facts = {"run": item.key, "head": run.meta["head"]["run_id"], "prior precision": search["chosen"],
+    facts = {"warnings": " ".join(run.meta["warnings"])} if run.meta["warnings"] else {}
+    facts |= {"run": item.key, "head": run.meta["head"]["run_id"], "prior precision": search["chosen"],
              "validation NLL": min(search["val_nll"]), "validation NLL of the head": search["map_nll"],
-             "temperature": run.meta["likelihood_temperature"]["value"],
-             "warnings": " ".join(run.meta["warnings"]) or "none"}  # fmt: skip
+              "temperature": run.meta["likelihood_temperature"]["value"]}  # fmt: skip
     metrics = {"prior_precision": search["chosen"], "val_nll": min(search["val_nll"]), "val_nll_map": search["map_nll"],
                "log_marginal_likelihood": run.meta["log_marginal_likelihood"]}  # fmt: skip
     metrics |= {f"val_nll_at_{row['prior precision']:g}".replace("+", ""): row["validation NLL"] for row in table}

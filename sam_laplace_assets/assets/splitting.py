@@ -9,10 +9,11 @@ import pandas as pd
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES, Candidate, assign_splits, straddling_units
 from sam_laplace_assets.settings import DataSettings, SettingsError
 from sam_laplace_assets.storage.manifest import Assignment, Assignments, Place, Row, read_rows
-from sam_laplace_assets.storage.project import named_splits
+from sam_laplace_assets.storage.project import SplitRoots, named_splits, roots_of
 from sam_laplace_assets.storage.store import NotMade
 
 Group = Callable[[str], str]
+REASONS = 10
 
 
 class NoValidSample(ValueError):
@@ -25,11 +26,10 @@ def assign_base_splits(
     """Today's rows with their split, and what is to be remembered.
 
     Raises:
-        NoValidSample: no file can be used; names what was found.
+        NoValidSample: no sample can be used.
     """
     rows = refuse_content_of_other_splits(rows, "", data, place)
-    if not any(row["valid"] for row in rows):
-        raise NoValidSample(_nothing_valid(rows, data))
+    require_usable(rows, roots_of(data, "train"), asset="all_samples")
     if data.splits_file is not None:
         return _take_official(rows, data.splits_file, kept)
     group = grouping(data)
@@ -45,6 +45,24 @@ def refuse_content_of_other_splits(rows: Sequence[Row], split: str, data: DataSe
     elsewhere = _content_of_other_splits(split, data, place)
     return [_refuse(row, elsewhere[row["image_digest"]]) if row["valid"] and row["image_digest"] in elsewhere else row
             for row in rows]  # fmt: skip
+
+
+def require_usable(rows: Sequence[Row], roots: SplitRoots, *, asset: str) -> None:
+    """Refuse rows of which not one is a sample.
+
+    Raises:
+        NoValidSample: names the asset, what was found and the first reasons.
+    """
+    if any(row["valid"] for row in rows):
+        return
+    reasons = [f"  {row['image_path'] or row['mask_path']}: {row['reason']}" for row in rows[:REASONS]]
+    more = [f"  and {len(rows) - REASONS} more"] if len(rows) > REASONS else []
+    head = (
+        f"0 of {len(rows)} files or pairs found below {roots.images_root} and {roots.masks_root} can be used. A sample "
+        "is an image <class>/<stem>.jpg, .jpeg or .png with a mask <class>/<stem>.npy or .png. Add samples or mend "
+        f"what was refused, then materialise {asset} again."
+    )
+    raise NoValidSample("\n".join([head, *reasons, *more]))
 
 
 def grouping(data: DataSettings) -> Group:
@@ -158,12 +176,3 @@ def _read_csv(path: Path, columns: tuple[str, ...], *, key: str) -> pd.DataFrame
     if lacking := [column for column in columns if column not in table]:
         raise SettingsError(f"{key} names {path}, which has columns {list(table)}; it lacks {lacking}.")
     return table.dropna(subset=list(columns))
-
-
-def _nothing_valid(rows: Sequence[Row], data: DataSettings) -> str:
-    reasons = [f"  {row['image_path'] or row['mask_path']}: {row['reason']}" for row in rows[:10]]
-    head = (
-        f"No valid sample below {data.images_root} and {data.masks_root}: {len(rows)} files were found. A sample is an "
-        "image <class>/<stem>.jpg, .jpeg or .png with a mask <class>/<stem>.npy or .png."
-    )
-    return "\n".join([head, *reasons])

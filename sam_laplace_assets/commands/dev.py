@@ -12,6 +12,7 @@ from types import FrameType
 
 import click
 
+from sam_laplace_assets.commands import dagster_dev
 from sam_laplace_assets.commands.demo import make_demo_files
 from sam_laplace_assets.commands.home import prepare_home, shipped
 from sam_laplace_assets.resources.tracking import UI_PORT, Store
@@ -56,7 +57,7 @@ def _require_free(port: int, purpose: str) -> None:
 
 def _dagster(port: int) -> list[str]:
     os.environ.setdefault("DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS", "600")  # a look at a large project takes its time
-    return [sys.executable, "-m", "dagster", "dev", "-w", str(shipped("workspace.yaml")), "-h", LOOPBACK,
+    return [sys.executable, "-m", dagster_dev.__name__, "dev", "-w", str(shipped("workspace.yaml")), "-h", LOOPBACK,
             "-p", str(port)]  # fmt: skip
 
 

@@ -50,11 +50,10 @@ def require_idle(instance: "dg.DagsterInstance") -> None:
     import dagster as dg
 
     from sam_laplace_assets.headless import end_killed_runs
+    from sam_laplace_assets.retraining import UNFINISHED
 
     end_killed_runs(instance)
-    status = dg.DagsterRunStatus
-    unfinished = [status.QUEUED, status.NOT_STARTED, status.STARTING, status.STARTED, status.CANCELING]
-    if runs := instance.get_runs(dg.RunsFilter(statuses=unfinished)):
+    if runs := instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         names = ", ".join(f"{run.run_id} ({run.job_name}, {run.status.value})" for run in runs[:SHOWN])
         raise click.ClickException(
             f"{len(runs)} runs of {instance.root_directory} are not finished: {names}. Let them end, or end them in "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 UI_PORT = 5000
+AS_TRAINING = "workflowType=machine_learning"  # else MLflow's UI opens in its view of language models
 SQLITE = "sqlite:///"
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """By default MLflow waits minutes, at every asset, for a server that is down; what the environment says holds."""
@@ -187,7 +188,7 @@ def start(settings: Settings, name: str, tags: Mapping[str, str]) -> TrackedRun:
     except Exception as error:
         return TrackedRun(problems=[f"{type(error).__name__}: {error}"])
     run_id = created.info.run_id
-    return TrackedRun(client, run_id, f"{store.ui}/#/experiments/{experiment}/runs/{run_id}")
+    return TrackedRun(client, run_id, f"{store.ui}/#/experiments/{experiment}/runs/{run_id}?{AS_TRAINING}")
 
 
 def model_names(settings: MlflowSettings) -> dict[str, str]:

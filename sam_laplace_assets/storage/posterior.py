@@ -1,6 +1,7 @@
 """A Laplace posterior, as a folder `run_<id>/`. version 2
 
-laplace_state.pt       laplace-torch's own state, plain tensors and numbers, read with `weights_only=True`
+laplace_state.pt       `laplace`, laplace-torch's own state, and `head`, the weights of the head that it belongs to;
+                       plain tensors and numbers, read with `weights_only=True`; version 1 has the state alone
 laplace_config.yaml    the settings that it was fitted with
 posterior_meta.json    written last: run, head and its SHA-256, packs, approximation, prior precision and its grid with
                        validation NLL, temperature, counts, versions, warnings, and the SHA-256 of the files above;
@@ -10,7 +11,7 @@ posterior_meta.json    written last: run, head and its SHA-256, packs, approxima
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,6 +19,9 @@ from sam_laplace_assets.domain.plan import Item, Record
 from sam_laplace_assets.storage import files, weights
 from sam_laplace_assets.storage.runs import RunStore, refuse_finished
 from sam_laplace_assets.storage.store import NotMade
+
+if TYPE_CHECKING:
+    from sam_laplace_assets.domain.predictor import Predictor
 
 VERSION = 2
 PART = "run"
@@ -28,9 +32,17 @@ CONFIG = "laplace_config.yaml"
 
 @dataclass(frozen=True)
 class FittedPosterior:
-    """What a fit gives to the store: laplace-torch's state, the settings, and what a reader needs to trust it."""
+    """What a fit gives to the store.
+
+    Attributes:
+        state: laplace-torch's own.
+        head: state dict of the whole head, of whose last layer the state is.
+        config: the settings.
+        meta: what a reader needs to trust it.
+    """
 
     state: Mapping[str, Any]
+    head: Mapping[str, Any]
     config: Mapping[str, Any]
     meta: Mapping[str, Any]
 
@@ -55,7 +67,32 @@ class PosteriorRun:
 
     def state(self) -> dict[str, Any]:
         """laplace-torch's state, checked against its SHA-256."""
+        saved = self._saved()
+        return dict(saved if self.meta["version"] == 1 else saved["laplace"])
+
+    def head(self) -> dict[str, Any]:
+        """State dict of the head that it belongs to. Raises `Damaged` where it was not kept with it, in version 1."""
+        if self.meta["version"] == 1:
+            raise weights.Damaged(
+                f"{self.folder} holds no head: an earlier version of this package has fitted it. Materialise "
+                "laplace_posterior with a label."
+            )
+        return dict(self._saved()["head"])
+
+    def _saved(self) -> dict[str, Any]:
         return dict(weights.load(_verified(self.folder, STATE, self.meta)))
+
+
+def open_predictor(folder: Path, *, device: str = "cpu") -> "Predictor":
+    """The posterior in `folder`, with its head, ready to predict. Raises as `load_posterior`."""
+    from sam_laplace_assets.domain.head import restore_head
+    from sam_laplace_assets.domain.posterior import restore_laplace
+    from sam_laplace_assets.domain.predictor import Predictor
+
+    run = PosteriorRun.open(folder)
+    head = restore_head(run.head())
+    laplace = restore_laplace(head, run.state(), target_layer=run.meta["target_layer"])
+    return Predictor(head, laplace, logit_clip=run.meta["logit_clip"], device=device)
 
 
 class PosteriorStore(RunStore):
@@ -74,7 +111,7 @@ class PosteriorStore(RunStore):
         folder = self.locate(item)
         refuse_finished(folder / META)
         config = yaml.safe_dump(dict(value.config), sort_keys=False)
-        contents = {STATE: weights.dump(value.state), CONFIG: config.encode()}
+        contents = {STATE: weights.dump({"laplace": value.state, "head": value.head}), CONFIG: config.encode()}
         meta = {"format": "laplace_posterior", "version": VERSION, "run_id": item.key, **value.meta}
         meta |= {"provenance": item.parts[PART]}
         meta["sha256"] = {name: files.sha256(content) for name, content in contents.items()}

@@ -1,14 +1,18 @@
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from sam_laplace_assets import load_posterior
 from sam_laplace_assets.assets.champion import Candidate
-from sam_laplace_assets.domain.head import restore_head
+from sam_laplace_assets.domain.head import head_inputs, restore_head
 from sam_laplace_assets.domain.posterior import restore_laplace
+from sam_laplace_assets.domain.predictive import predict
+from sam_laplace_assets.storage.store import NotMade
 from sam_laplace_assets_tests.small_project import failure
 
 
@@ -26,6 +30,23 @@ def test_a_run_has_the_originals_files(candidate):
     assert {path.name for path in candidate.posterior.folder.iterdir()} == {
         "laplace_state.pt", "laplace_config.yaml", "posterior_meta.json"
     }  # fmt: skip
+
+
+def test_it_loads_from_its_folder_alone_and_predicts_what_the_champion_is_judged_by(candidate, tmp_path):
+    alone = shutil.copytree(candidate.posterior.folder, tmp_path / "elsewhere")
+    predictor = load_posterior(alone)
+    head, laplace = candidate.restore()
+    x = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    clipped = head_inputs(x, logit_clip=candidate.posterior.meta["logit_clip"])
+    expected = predict(laplace, head, clipped)
+    mean, variance = predictor.logits(x)
+    torch.testing.assert_close(mean, expected.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(variance, expected.variance, rtol=1e-4, atol=1e-9)
+
+
+def test_a_folder_that_holds_no_posterior_is_named(tmp_path):
+    with pytest.raises(NotMade, match=r"nothing is not there"):
+        load_posterior(tmp_path / "nothing")
 
 
 def test_the_meta_documents_what_a_reader_needs_to_trust_it(candidate, read_only):
@@ -80,7 +101,7 @@ def test_the_full_approximation_can_be_asked_for(project):
     assert meta["likelihood_temperature"]["value"] != 1.0
     folder = project.paths.posteriors / f"run_{meta['run_id']}"
     assert yaml.safe_load((folder / "laplace_config.yaml").read_text())["approx"] == "full"
-    assert torch.load(folder / "laplace_state.pt", weights_only=True)["H"].shape == (5, 5)
+    assert torch.load(folder / "laplace_state.pt", weights_only=True)["laplace"]["H"].shape == (5, 5)
 
 
 def test_launchpad_values_are_checked(project):

@@ -4,12 +4,13 @@ from sam_laplace_assets.checks import (
     every_class_is_judged,
     every_group_in_one_split,
     no_image_in_two_splits,
+    no_image_of_it_in_another_split,
     no_sample_in_two_splits,
     splits_have_their_share,
 )
 from sam_laplace_assets.storage.manifest import SCHEMA, VERSION
-from sam_laplace_assets.storage.tables import write_table
-from sam_laplace_assets_tests.checks.looking import warns, words
+from sam_laplace_assets.storage.tables import read_note, read_table, write_table
+from sam_laplace_assets_tests.checks.looking import look, warns, words
 from sam_laplace_assets_tests.small_project import SETTINGS, SmallProject
 
 
@@ -43,6 +44,17 @@ def test_an_image_in_two_splits_is_found(checked):
     result = checked(no_image_in_two_splits, ("a/0", "a", "train", "x"), ("a/1", "a", "test", "x"))
     assert not result.passed
     assert "image_digest x is in test, train" in str(result.metadata)
+
+
+def test_an_image_of_a_split_that_another_has_is_found_and_the_split_is_named(project):
+    train, test = (project.paths.manifests.table(name) for name in ("train", "test"))
+    rows, note = read_table(train, SCHEMA), read_note(test, version=VERSION)
+    write_table(test, rows.assign(split="test"), SCHEMA, note)
+    found = look(no_image_of_it_in_another_split, "test")
+    assert not found.passed
+    assert "is in test, train" in found.metadata["test"].value
+    assert look(no_image_of_it_in_another_split, "val").metadata["val"].value == "holds"
+    assert {"train", "val", "test"} <= look(no_image_of_it_in_another_split).metadata.keys()
 
 
 def test_the_same_image_twice_in_one_split_is_no_leak(checked):

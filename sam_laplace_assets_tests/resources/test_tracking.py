@@ -97,7 +97,8 @@ def test_the_alias_champion_names_the_champions_version(tracked, client):
 def test_the_link_to_the_run_is_shown(tracked, client):
     (run,) = runs_of(client, "champion")
     shown = tracked.metadata("champion")["MLflow run"]
-    assert shown == f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    page = f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert shown == f"[open this run]({page}?workflowType=machine_learning)"
 
 
 def test_tracking_changes_nothing_else(tracked, made_project):

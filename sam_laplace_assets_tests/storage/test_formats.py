@@ -79,7 +79,7 @@ def root(tmp_path_factory):
     head = HeadStore(project.checkpoints, project.head_pointer("train"))
     record = head.write(one(run="1"), frozenset({"run"}), states)
     head.finish(Training().course(), {"train-abc": record}, complete=True)
-    fitted = FittedPosterior({}, {}, dict.fromkeys(META, 1))
+    fitted = FittedPosterior({}, {}, {}, dict.fromkeys(META, 1))
     make(Plan([one(run="1")], make=lambda item, parts: fitted),
          PosteriorStore(project.posteriors, project.posterior_pointer("train")))  # fmt: skip
     make(decision(), ChampionStore(project.posteriors))

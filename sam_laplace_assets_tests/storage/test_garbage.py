@@ -391,7 +391,7 @@ def test_a_damaged_pointer_is_refused(runs, kind, said, error, told):
     ("said", "told"),
     [
         ("{\n", r"champion_history\.jsonl holds a line that is no decision"),
-        ("{}\n", r"champion_history\.jsonl does not say what it should"),
+        ("{}\n", r"champion_history\.jsonl holds a line that is no decision"),
         ('{"version": 1}\n', r"champion_history\.jsonl does not say what it should"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sam_laplace_assets.domain.plan import Item, Plan
-from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage import files, weights
 from sam_laplace_assets.storage.materialise import TooManyFailed
 from sam_laplace_assets.storage.posterior import CONFIG, META, STATE, FittedPosterior, PosteriorRun, PosteriorStore
 from sam_laplace_assets.storage.runs import current_run
@@ -20,7 +20,8 @@ def plan(error=None):
         if error:
             raise error
         state = {"mean": torch.arange(3.0), "cls_name": "DiagLaplace"}
-        return FittedPosterior(state, {"approx": "diagonal"}, {"training_split": "train", "warnings": []})
+        head, told = {"final_conv.bias": torch.ones(1)}, {"training_split": "train", "warnings": []}
+        return FittedPosterior(state, head, {"approx": "diagonal"}, told)
 
     return Plan([Item("train-abc", {"run": "digest"})], make=fit)
 
@@ -38,6 +39,7 @@ def folder(tmp_path):
 def test_a_posterior_comes_back_as_it_was_fitted(folder):
     run = PosteriorRun.open(folder / RUN)
     assert torch.equal(run.state()["mean"], torch.arange(3.0))
+    assert torch.equal(run.head()["final_conv.bias"], torch.ones(1))
     assert (run.run_id, run.meta["training_split"], run.meta["run_id"]) == ("train-abc", "train", "train-abc")
     assert current_run(folder / "current-train.json", name="laplace_posterior[train]") == "train-abc"
 
@@ -86,9 +88,14 @@ def test_a_posterior_that_is_not_there_is_named(tmp_path):
 
 def test_a_posterior_of_version_1_is_still_read(folder):
     meta = json.loads((folder / RUN / META).read_text())
-    files.write_json(folder / RUN / META, {**meta, "version": 1})
+    (folder / RUN / STATE).write_bytes(plain := weights.dump({"mean": torch.arange(3.0)}))
+    sha256 = meta["sha256"] | {STATE: files.sha256(plain)}
+    files.write_json(folder / RUN / META, {**meta, "version": 1, "sha256": sha256})
     assert make(plan(), store_of(folder)).made == 0
-    assert PosteriorRun.open(folder / RUN).meta["run_id"] == "train-abc"
+    run = PosteriorRun.open(folder / RUN)
+    assert torch.equal(run.state()["mean"], torch.arange(3.0))
+    with pytest.raises(Damaged, match=r"run_train-abc holds no head.*Materialise laplace_posterior with a label"):
+        run.head()
 
 
 def test_a_newer_version_is_refused(folder):
