@@ -1,7 +1,5 @@
 """Making what is missing or out of date without the UI: the same jobs, on the same instance, in this process."""
 
-import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +8,7 @@ import dagster as dg
 from sam_laplace_assets.assets.graph import BY_NAME
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.freshness import Freshness
+from sam_laplace_assets.launcher import is_gone, this_process
 from sam_laplace_assets.partitions import check_split, known_splits, register_splits
 from sam_laplace_assets.reporting import step_error
 from sam_laplace_assets.settings import load_settings
@@ -17,7 +16,6 @@ from sam_laplace_assets.stages import Stage, run_config, stages_now, stale_from
 
 Tell = Callable[[str], None]
 HERE = {"dagster/max_retries": "0"}  # the daemon has nothing to start such a run again with
-PROCESS = ".dagster/sam_laplace_process"  # the UI hides tags that begin like this
 
 
 class RunFailed(RuntimeError):
@@ -76,20 +74,9 @@ def refresh(
 def end_killed_runs(instance: dg.DagsterInstance) -> None:
     """Fail the runs whose process on this machine is gone: the pool's slot that they hold would never be free again."""
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-        host, _, process = run.tags.get(PROCESS, "").rpartition(":")
-        if host == socket.gethostname() and not _is_alive(int(process)):
+        if is_gone(run, instance):
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             instance.report_run_failed(run, "The process of this run was killed.")
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 def tell_wait(stale: Sequence[Freshness], instance: dg.DagsterInstance, tell: Tell) -> None:
@@ -131,7 +118,7 @@ def run_job(
         partition_key=partition or None,
         asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
         run_config={"loggers": {"plain": {}}, **(run_config or {})},
-        tags=HERE | {PROCESS: f"{socket.gethostname()}:{os.getpid()}"},
+        tags=HERE | this_process(),
         raise_on_error=False,
     )
     if _was_interrupted(result):

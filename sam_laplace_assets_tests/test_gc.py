@@ -13,7 +13,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepo
 
 from sam_laplace_assets.cli import cli, main
 from sam_laplace_assets.definitions import defs
-from sam_laplace_assets.headless import PROCESS
+from sam_laplace_assets.launcher import PROCESS
 from sam_laplace_assets.storage.garbage import CONDEMNED
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.rows import load_rows

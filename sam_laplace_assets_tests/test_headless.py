@@ -9,7 +9,8 @@ from PIL import Image
 
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.freshness import Freshness
-from sam_laplace_assets.headless import PROCESS, RunFailed, refresh, tell_wait
+from sam_laplace_assets.headless import RunFailed, refresh, tell_wait
+from sam_laplace_assets.launcher import PROCESS
 from sam_laplace_assets.stages import stages
 from sam_laplace_assets.storage.champion import read_champion
 from sam_laplace_assets.storage.manifest import read_assignments, read_rows

@@ -29,6 +29,32 @@ def to_low_res(points: NDArray[Any], *, image_h: int, image_w: int) -> NDArray[n
     return (points + 0.5) * LOW_RES / np.array([image_w, image_h], dtype=np.float64) - 0.5
 
 
+def to_original(points: NDArray[Any], *, image_h: int, image_w: int) -> NDArray[np.int64]:
+    """Pixels of the original image that points of the 256x256 frame lie in: the way back from `to_low_res`.
+
+    A low-res pixel goes to the pixel that `resize_nearest` would fill it from, so a mask has the same label at both.
+    Where an image has fewer than 256 pixels along a side, neighbouring points go to one pixel.
+
+    Args:
+        points: (K, 2), (x, y) in low-res pixels, from -0.5 to 255.5.
+        image_h: height of the original, in pixels.
+        image_w: its width.
+
+    Returns:
+        (K, 2) int64, (x, y) in original pixels, inside the image.
+    """
+    if min(image_h, image_w) < 1:
+        raise ValueError(f"Cannot rescale points to an image of {image_h} x {image_w} pixels: give its true size.")
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    outside = ~((points >= -0.5) & (points <= LOW_RES - 0.5)).all(axis=1)
+    if outside.any():
+        raise ValueError(f"Point (x, y) = {tuple(points[outside][0].tolist())} lies outside the 256x256 frame.")
+    sides = np.array([image_w, image_h])
+    pixels = np.floor((points + 0.5) * sides / LOW_RES).astype(np.int64)
+    inside: NDArray[np.int64] = np.minimum(pixels, sides - 1)
+    return inside
+
+
 def resize_nearest(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """Mask at another size: each pixel takes the one that its centre falls in.
 

@@ -34,7 +34,7 @@ class Predictive:
 
     @property
     def probabilities(self) -> Tensor:
-        """(B, H, W) sigmoid averaged over the posterior, by the probit approximation."""
+        """(B, H, W) sigmoid averaged over the posterior, by the probit approximation; exact: `quantities`."""
         return torch.sigmoid(self.logits)
 
     def nll(self, masks: Tensor) -> Tensor:
@@ -43,7 +43,10 @@ class Predictive:
 
 
 def probit_logits(mean: Tensor, variance: Tensor) -> Tensor:
-    """Logit of E[sigmoid(f)] for f normal with this mean and variance: mean / sqrt(1 + pi / 8 variance)."""
+    """Logit of E[sigmoid(f)] for f normal with this mean and variance, nearly: mean / sqrt(1 + pi / 8 variance).
+
+    An approximation (MacKay 1992), at most 0.02 off in probability, that a whole grid of variances can afford.
+    """
     return mean / (1 + math.pi / 8 * variance).sqrt()
 
 
@@ -63,16 +66,20 @@ def predict(laplace: "Posterior", head: nn.Module, x: Tensor) -> Predictive:
 
 
 def logit_variance(laplace: "Posterior", features: Tensor) -> Tensor:
-    """Variance of each pixel's logit, J^T P^-1 J, never negative.
+    """Variance of each pixel's logit under a posterior with scale S, S S^T = P^-1, as `variance_under` computes it."""
+    return variance_under(laplace.posterior_scale, features)
+
+
+def variance_under(scale: Tensor, features: Tensor) -> Tensor:
+    """Variance of each pixel's logit, J^T S S^T J = |S^T J|^2, never negative.
 
     Args:
-        laplace: a posterior with scale S, S S^T = P^-1: the variance is |S^T J|^2.
+        scale: (P,) standard deviations of the last layer's weights, or S (P, P), float64.
         features: (B, C, H, W) inputs of the last layer.
 
     Returns:
         (B, H, W) float32, computed in float64.
     """
-    scale: Tensor = laplace.posterior_scale.to(features.device)
-    J = jacobian(features)
+    scale, J = scale.to(features.device), jacobian(features)
     whitened = scale[:, None] * J if scale.ndim == 1 else scale.T @ J
     return whitened.square().sum(0).reshape(features[:, 0].shape).float()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from sam_laplace_assets.domain.geometry import LOW_RES, resampling_matrices, resize_nearest, to_low_res
+from sam_laplace_assets.domain.geometry import LOW_RES, resampling_matrices, resize_nearest, to_low_res, to_original
 
 unhurried = settings(deadline=None)  # a busy machine is no failure
 
@@ -88,6 +88,49 @@ def test_points_land_where_resized_pixels_do():
 def test_an_image_without_size_is_refused():
     with pytest.raises(ValueError, match="Cannot rescale points of an image of 0 x 5 pixels"):
         to_low_res(np.zeros((1, 2)), image_h=0, image_w=5)
+
+
+@unhurried
+@given(st.integers(1, 5000), st.integers(1, 5000), st.data())
+def test_a_pixel_of_the_original_comes_back_to_itself(height, width, data):
+    pixels = data.draw(st.lists(st.tuples(st.integers(0, width - 1), st.integers(0, height - 1)), max_size=5))
+    low_res = to_low_res(np.array(pixels), image_h=height, image_w=width)
+    back = to_original(low_res, image_h=height, image_w=width)
+    assert back.dtype == np.int64
+    np.testing.assert_array_equal(back, np.array(pixels).reshape(-1, 2))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 3), (2, 600), (600, 2), (255, 257), (256, 256), (1000, 37)])
+def test_every_low_res_pixel_has_the_label_of_its_original(height, width):
+    mask = np.random.default_rng(0).random((height, width)) < 0.5
+    y, x = np.mgrid[:LOW_RES, :LOW_RES]
+    back = to_original(np.stack([x.ravel(), y.ravel()], 1), image_h=height, image_w=width)
+    low_res = resize_nearest(mask, LOW_RES, LOW_RES)
+    np.testing.assert_array_equal(mask[back[:, 1], back[:, 0]], low_res.ravel())
+
+
+@unhurried
+@given(st.integers(1, 5000), st.integers(1, 5000), st.floats(-0.5, 255.5), st.floats(-0.5, 255.5))
+def test_every_point_of_the_frame_lands_inside_the_image(height, width, x, y):
+    ((column, row),) = to_original(np.array([[x, y]]), image_h=height, image_w=width)
+    assert 0 <= column < width
+    assert 0 <= row < height
+
+
+def test_the_corners_of_the_frame_are_the_corner_pixels():
+    corners = to_original(np.array([[-0.5, -0.5], [255.5, 255.5]]), image_h=3, image_w=600)
+    np.testing.assert_array_equal(corners, [[0, 0], [599, 2]])
+
+
+@pytest.mark.parametrize("point", [(-0.6, 3), (3, 256), (np.nan, 3)])
+def test_a_point_outside_the_frame_is_refused(point):
+    with pytest.raises(ValueError, match=r"Point \(x, y\) = \(.*\) lies outside the 256x256 frame\.$"):
+        to_original(np.array([(1, 1), point]), image_h=10, image_w=10)
+
+
+def test_points_of_an_image_without_size_are_refused():
+    with pytest.raises(ValueError, match="Cannot rescale points to an image of 5 x 0 pixels"):
+        to_original(np.zeros((1, 2)), image_h=5, image_w=0)
 
 
 @unhurried
