@@ -86,18 +86,18 @@ class Daemon:
             time.sleep(0.2)
         return found
 
-    def wait_for_step(self, name):
-        """The run worker's process and the step's, once the step has begun in an unfinished run."""
-        return self.wait(lambda: self._step(name))
+    def wait_for_step(self, name, *, not_in=None):
+        """The processes of a run and of a step of it, once that has begun; of another run than that of `not_in`."""
+        return self.wait(lambda: self._step(name, not_in))
 
-    def _step(self, name):
+    def _step(self, name, not_in):
         with self.project.instance() as instance:
             for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
                 events = [log.dagster_event for log in instance.all_logs(run.run_id) if log.dagster_event]
                 begun = [one for one in events if one.is_step_start and one.step_key == name]
-                if begun:
-                    worker = next(one for one in events if one.event_type is dg.DagsterEventType.RUN_START)
-                    return worker.pid, begun[-1].pid
+                worker = next((one.pid for one in events if one.event_type is dg.DagsterEventType.RUN_START), None)
+                if begun and worker != not_in:
+                    return worker, begun[-1].pid
         return None
 
 
@@ -212,8 +212,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_end_and_does_nothing_twice(
     for one in (undisturbed, project):
         one.change(prompt_generation={"num_promptsets_train": 24}, training={"num_epochs": 5, "lr": 0.01})
     kept = kill_a_step(settled)
-    kept |= kill_a_run_worker(settled)
-    kill_the_daemon(settled)
+    worker, packed = kill_a_run_worker(settled)
+    kept |= packed
+    kill_everything(settled, not_in=worker)
     settled.start()
     settled.settle()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -237,16 +238,17 @@ def kill_a_step(settled):
 
 
 def kill_a_run_worker(settled):
-    """Kill the training and the run that it is a step of; what had been packed by then."""
+    """Kill the training and the run that it is a step of: that one, and what had been packed by then."""
     worker, step = settled.wait_for_step("head_checkpoint")
     os.kill(worker, signal.SIGKILL)
     os.kill(step, signal.SIGKILL)
-    return times(settled.project.paths.packs.glob("train_shards/*.h5"))
+    return worker, times(settled.project.paths.packs.glob("train_shards/*.h5"))
 
 
-def kill_the_daemon(settled):
-    """Kill daemon, code server and runs, while the run that took the killed one's place is under way."""
-    settled.wait_for_step("head_checkpoint")
+def kill_everything(settled, *, not_in):
+    """Kill daemon, code server, run and step at once, while the run that took the killed one's place trains."""
+    for process in (*settled.wait_for_step("head_checkpoint", not_in=not_in), settled.process.pid):
+        os.kill(process, signal.SIGKILL)
     settled.stop(signal.SIGKILL)
 
 

@@ -181,7 +181,8 @@ def score_candidate(candidate: Candidate, pack: Pack, settings: Settings) -> "Sc
 
 
 def _compare(candidate: "Scores", holder: "Scores", rules: ChampionSettings) -> "Comparison":
-    from sam_laplace_assets.domain.champion import compare, per_image
+    from sam_laplace_assets.domain.bootstrap import per_image
+    from sam_laplace_assets.domain.champion import compare
 
     ours, theirs = (per_image(one.posterior_nll, one.images) for one in (candidate, holder))
     return compare(ours, theirs, **rules.model_dump(exclude={"allow_overrides"}))

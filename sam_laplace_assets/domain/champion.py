@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sam_laplace_assets.domain.bootstrap import bootstrap_means, percentile_interval
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -26,12 +28,6 @@ class Comparison:
     better: bool
     n_images: int
     confidence: float
-
-
-def per_image(values: FloatArray, images: npt.NDArray[np.int64]) -> FloatArray:
-    """Mean of values (N,) over the rows of each image (N,): (I,) in ascending order of the images' numbers."""
-    _, image_of_row, counts = np.unique(images, return_inverse=True, return_counts=True)
-    return np.bincount(image_of_row, weights=values, minlength=len(counts)) / counts
 
 
 def compare(
@@ -64,12 +60,6 @@ def compare(
     n_images, difference = len(differences), float(differences.mean())
     if n_images < 2:
         return Comparison(difference, None, None, False, n_images, confidence)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(_bootstrap_means(differences, resamples=resamples, seed=seed), [tail, 1 - tail])
-    return Comparison(difference, float(low), float(high), bool(high < 0), n_images, confidence)
-
-
-def _bootstrap_means(values: FloatArray, *, resamples: int, seed: int) -> FloatArray:
-    """(R,) means of values (I,) drawn again with replacement."""
-    generator, n = np.random.default_rng(seed), len(values)
-    return np.array([values[generator.integers(n, size=n)].mean() for _ in range(resamples)])
+    means = bootstrap_means(differences, np.ones(n_images), resamples=resamples, seed=seed)
+    low, high = percentile_interval(means, confidence=confidence)
+    return Comparison(difference, low, high, high < 0, n_images, confidence)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sam_laplace_assets.domain.champion import per_image
+from sam_laplace_assets.domain.bootstrap import per_image
 from sam_laplace_assets.domain.last_layer import RowPass, row_passes
 from sam_laplace_assets.domain.metrics import binary_nll, iou, row_means
 from sam_laplace_assets.domain.pack import Progress, Rows

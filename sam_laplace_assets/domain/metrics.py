@@ -8,26 +8,32 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def iou(logits: Tensor, masks: Tensor) -> Tensor:
+def iou(logits: Tensor, masks: Tensor, *, where: Tensor | None = None) -> Tensor:
     """Intersection over union of `logits > 0` and the mask, one a row.
 
     Empty against empty is 1: nothing was there and nothing was said.
 
+    Args:
+        where: (B, H, W) bool, the pixels that count; None: all.
+
     Returns:
         (B,) float64.
     """
-    intersection, total = _overlap(logits, masks)
+    intersection, total = _overlap(logits, masks, where)
     union = total - intersection
     return torch.where(union == 0, 1.0, intersection / union.clamp(min=1))
 
 
-def dice(logits: Tensor, masks: Tensor) -> Tensor:
+def dice(logits: Tensor, masks: Tensor, *, where: Tensor | None = None) -> Tensor:
     """Dice coefficient of `logits > 0` and the mask, one a row; empty against empty is 1.
+
+    Args:
+        where: (B, H, W) bool, the pixels that count; None: all.
 
     Returns:
         (B,) float64.
     """
-    intersection, total = _overlap(logits, masks)
+    intersection, total = _overlap(logits, masks, where)
     return torch.where(total == 0, 1.0, 2 * intersection / total.clamp(min=1))
 
 
@@ -79,14 +85,32 @@ def residuals(logits: Tensor, masks: Tensor) -> Tensor:
     return torch.where(masks, -torch.sigmoid(-logits), torch.sigmoid(logits))
 
 
-def row_means(values: Tensor) -> Tensor:
-    """Mean over the pixels of each row: (B, H, W) to (B,) float64."""
-    return values.flatten(1).mean(1, dtype=torch.float64)
+def squared_error(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """(p - y)^2 of each pixel, same shape and dtype as the probabilities.
+
+    Its mean is the Brier score (Brier 1950) in its two-class form, in [0, 1]; summing over both classes, as Brier
+    first wrote it, gives twice as much.
+    """
+    return (probabilities - masks.to(probabilities.dtype)).square()
 
 
-def _overlap(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def row_means(values: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Mean over the pixels of each row: (B, H, W) to (B,) float64.
+
+    Args:
+        where: (B, H, W) bool, the pixels that count; None: all. A row without one is 0.
+    """
+    if where is None:
+        return values.flatten(1).mean(1, dtype=torch.float64)
+    sums = torch.where(where, values, 0).flatten(1).sum(1, dtype=torch.float64)
+    return sums / where.flatten(1).sum(1).clamp(min=1)
+
+
+def _overlap(logits: Tensor, masks: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
     """Pixels in both, and in the one plus in the other: two (B,) float64."""
     predicted = logits > 0
+    if where is not None:
+        predicted, masks = predicted & where, masks & where
     intersection = (predicted & masks).flatten(1).sum(1)
     total = predicted.flatten(1).sum(1) + masks.flatten(1).sum(1)
     return intersection.double(), total.double()

@@ -167,7 +167,7 @@ def test_a_posterior_of_another_head_is_refused(project):
     champion = title(project)
     folder = project.paths.posteriors / f"run_{champion.run_id}"
     state = torch.load(folder / "laplace_state.pt", weights_only=True)
-    state["mean"] = state["mean"] + 1
+    state["laplace"]["mean"] += 1
     content = weights.dump(state)
     (folder / "laplace_state.pt").write_bytes(content)
     meta = json.loads((folder / "posterior_meta.json").read_text())

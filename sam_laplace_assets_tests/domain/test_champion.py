@@ -3,15 +3,10 @@
 import numpy as np
 import pytest
 
-from sam_laplace_assets.domain.champion import compare, per_image
+from sam_laplace_assets.domain.champion import compare
 
 RNG = np.random.default_rng(0)
 NLL = RNG.gamma(2.0, 0.02, size=60)
-
-
-def test_per_image_is_the_mean_over_each_images_rows_in_ascending_order():
-    values, images = np.array([1.0, 2.0, 3.0, 5.0]), np.array([7, 3, 7, 3], dtype=np.int64)
-    np.testing.assert_array_equal(per_image(values, images), [3.5, 2.0])
 
 
 def test_a_copy_of_the_champion_is_not_better():

@@ -15,6 +15,7 @@ from sam_laplace_assets.domain.metrics import (
     residuals,
     row_means,
     soft_dice_loss,
+    squared_error,
 )
 
 LOGITS = torch.cat([torch.linspace(-100, 100, 2001), torch.tensor([0.0, -0.0, 1e-6, -1e-6])])
@@ -91,3 +92,23 @@ def test_row_means_add_up_in_float64():
     values = torch.full((2, 1000, 1000), 0.1)
     values[1] = 0.3
     np.testing.assert_allclose(row_means(values).numpy(), values[:, 0, 0].double().numpy(), rtol=1e-12)
+
+
+def test_scores_of_some_pixels_are_those_of_a_row_that_has_no_others():
+    generator = torch.Generator().manual_seed(3)
+    logits, masks = torch.randn(4, 9, 11, generator=generator), torch.rand(4, 9, 11, generator=generator) < 0.4
+    where = torch.rand(4, 9, 11, generator=generator) < 0.3
+    for score in (iou, dice):
+        alone = [score(z[w][None, None], m[w][None, None]).item() for z, m, w in zip(logits, masks, where, strict=True)]
+        assert score(logits, masks, where=where).tolist() == alone
+    means = [values[kept].double().mean().item() for values, kept in zip(logits, where, strict=True)]
+    np.testing.assert_allclose(row_means(logits, where=where), means, rtol=1e-6)
+    nothing = torch.zeros_like(where)
+    assert row_means(logits, where=nothing).tolist() == [0.0] * 4
+    assert iou(logits, masks, where=nothing).tolist() == [1.0] * 4
+
+
+def test_squared_error_is_that_of_the_two_class_brier_score():
+    masks = torch.tensor([True, False, True])
+    found = squared_error(torch.tensor([1.0, 0.25, 0.0], dtype=torch.float64), masks)
+    assert found.tolist() == [0.0, 0.0625, 1.0]
