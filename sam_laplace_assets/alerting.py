@@ -15,13 +15,13 @@ from sam_laplace_assets.jobs import STARTED_BY
 from sam_laplace_assets.reporting import step_error
 from sam_laplace_assets.resources.alerts import HOOKS, Alert, AlertNotDelivered, Fact, Hook, hooks_of
 from sam_laplace_assets.settings import load_settings
+from sam_laplace_assets.under_way import RETRIED_AS, SECONDS_UNTIL_RETRY, WILL_RETRY
 
 CHAMPION = dg.AssetKey("champion")
-WILL_RETRY, RETRIED_AS, RETRY_NUMBER = "dagster/will_retry", "dagster/auto_retry_run_id", "dagster/retry_number"
+RETRY_NUMBER = "dagster/retry_number"
 FAILURES = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
 
-PATIENCE = 600.0  # seconds that Dagster gets to start another attempt
-OVERLAP = 3600.0  # seconds that are looked at again for runs that were recorded late; more than PATIENCE
+OVERLAP = 3600.0  # seconds that are looked at again for runs that were recorded late; more than SECONDS_UNTIL_RETRY
 BUDGET = 15.0  # seconds after which a tick begins no further alert: with both hooks hanging it still ends within 60
 DECISIONS_A_TICK = 100
 ERROR_IN_TEXT, ERROR_IN_FACTS = 500, 4000
@@ -192,7 +192,7 @@ def is_final(failed: FailedRun, now: float, *, retries: bool) -> bool:
         return False
     if tags.get(WILL_RETRY) == "false" or not (retries or WILL_RETRY in tags):
         return True
-    return now - failed.when > PATIENCE
+    return now - failed.when > SECONDS_UNTIL_RETRY
 
 
 def first_error(run_id: str, instance: dg.DagsterInstance) -> tuple[str | None, str]:

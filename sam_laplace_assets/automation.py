@@ -60,7 +60,7 @@ def refresh_everything() -> None:
     job=refresh_everything,
     cron_schedule=EVERY_NIGHT_AT_TWO,
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Switch it on to have everything refreshed at two every night, in place of the sensor "
+    description="Switch it on to have everything refreshed at two every night (UTC), in place of the sensor "
     "retrain_on_change.",
 )
 def nightly_refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from sam_laplace_assets.assets.graph import BY_NAME
-from sam_laplace_assets.domain.plan import Course, Plan, Record, digest, missing
+from sam_laplace_assets.domain.plan import Course, Plan, Record, digest, lacks, missing
 from sam_laplace_assets.io_managers import IO_MANAGERS, LEFT_OUT, OVERRIDES, StoreIOManager, asset_name, left_out
 from sam_laplace_assets.resources.sam import SamResource
 from sam_laplace_assets.settings import Settings
@@ -40,6 +40,11 @@ class LastTime:
     def overrides(self) -> Mapping[str, Any]:
         """Launchpad fields that it was made with, which hold until it is made with others."""
         return dict(self.told.get(OVERRIDES, {}))
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it was made with `limit`."""
+        return "limit" in self.overrides
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def look(
         plan = wanted_plan(asset, partition, settings, instance, last.overrides)
         store = _io_manager(asset).store(Project.of(settings), partition)
         records = store.records(plan.items)
-        finished = store.finished(plan, records)
+        finished = store.finished(plan, _whole(plan, records))
     except (NotMade, dg.Failure, ValueError, OSError) as reason:
         why = f"{WAITS}: {getattr(reason, 'description', None) or reason}"
         return Freshness(name, partition, why=why, wants=digest(why), last=last)
@@ -116,6 +121,11 @@ def look(
     whole = (tolerated or not lacking) and finished
     why = "" if tolerated and whole else _why(stale, lost, unit, whole, last)
     return Freshness(name, partition, wanted, stale, lost, unit, why, _wants(plan), last)
+
+
+def _whole(plan: Plan | Course, records: Mapping[str, Record]) -> dict[str, Record]:
+    """The records of items that lack nothing: an item that failed may have left an older one behind."""
+    return {item.key: records[item.key] for item in plan.items if not lacks(records.get(item.key), item)}
 
 
 def _count(plan: Plan | Course, records: Mapping[str, Record], last: LastTime) -> tuple[int, int, int, str]:
@@ -189,10 +199,16 @@ def wanted_plan(
     if "context" in function.__annotations__:
         given["context"] = context
     if "config" in function.__annotations__:
-        given["config"] = function.__annotations__["config"](**overrides)
+        given["config"] = function.__annotations__["config"](**known_fields(asset, overrides))
     if "sam" in function.__annotations__:
         given["sam"] = SamResource()
     return function(**given)
+
+
+def known_fields(asset: dg.AssetsDefinition, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Launchpad fields that the asset still has; another version of this package may have had others."""
+    config = asset.op.compute_fn.decorated_fn.__annotations__.get("config")  # type: ignore[union-attr]
+    return {name: value for name, value in overrides.items() if config is not None and name in config.model_fields}
 
 
 def _inputs(asset: dg.AssetsDefinition, partition: str, settings: Settings) -> Iterator[tuple[str, Any]]:

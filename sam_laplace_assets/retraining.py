@@ -7,22 +7,16 @@ from dataclasses import asdict, dataclass, field
 import dagster as dg
 
 from sam_laplace_assets.domain.plan import digest
-from sam_laplace_assets.freshness import Freshness
-from sam_laplace_assets.jobs import STARTED_BY
+from sam_laplace_assets.freshness import Freshness, last_time
+from sam_laplace_assets.jobs import OF_A_SPLIT, STARTED_BY
 from sam_laplace_assets.partitions import known_splits, register_splits
 from sam_laplace_assets.settings import Settings
 from sam_laplace_assets.stages import Stage, run_config, stages_now, stale_from
 from sam_laplace_assets.storage.watch import watch
+from sam_laplace_assets.under_way import under_way
 
-RUN_KEY = "dagster/run_key"
+RUN_KEY, PARTITION = "dagster/run_key", "dagster/partition"
 SECONDS_A_FINDING_HOLDS = 600.0  # then what was lost below the project root, or mended elsewhere, is seen, too
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 @dataclass(frozen=True)
@@ -81,18 +75,19 @@ def next_step(settings: Settings, instance: dg.DagsterInstance, *, last: Finding
         now: seconds since the epoch.
         started_by: tag of the runs that are asked for.
     """
-    if (waits := _running(instance)) is not None:
-        return Step(waits)
+    if (waits := under_way(instance)) is not None:
+        return Step(f"Waits for {waits}.")
     seen = watch(settings)
     state = digest([seen.state, settings.model_dump(mode="json"), _newest_run(instance)])
     if last.holds(state, now):
         return Step(last.why, finding=last)
     if (quiet := now - seen.changed) < (wanted := settings.automation.debounce_seconds):
-        return Step(f"Files changed {quiet:.0f} s ago: waits until nothing has been written for {wanted:g} s.")
+        when = f"{quiet:.0f} s ago" if quiet >= 0 else f"{-quiet:.0f} s ahead of this machine's clock"
+        return Step(f"Files changed {when}: waits until nothing has been written for {wanted:g} s.")
     register_splits(known_splits(settings.data), instance)
-    look = _Look(settings, instance, started_by)
+    look = _Look(settings, instance, started_by, seen.changed)
     look.over(stages_now(known_splits(settings.data), settings, instance))
-    why = "; ".join(look.told) or "Nothing changed: everything is current."
+    why = "\n".join(look.told) or "Nothing changed: everything is current."
     return Step(why, tuple(look.requests)) if look.requests else Step(why, finding=Finding(state, why, now))
 
 
@@ -103,6 +98,7 @@ class _Look:
     settings: Settings
     instance: dg.DagsterInstance
     started_by: str
+    changed: float
     requests: list[dg.RunRequest] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
 
@@ -114,12 +110,47 @@ class _Look:
                 return
             if any(stage.needs(earlier) for earlier in failed):
                 continue
-            if not (stale := stale_from(stage, stage.assets, self.settings, self.instance)):
+            stale = stale_from(stage, stage.assets, self.settings, self.instance)
+            if (in_vain := self._in_vain(stage, stale)) is not None:
+                self.told.append(in_vain)
+                failed.append(stage)
+            elif not stale:
                 continue
-            if self._ask(stage, stale):
+            elif stale[0].waits and (trial := self._trial(stage)):
+                self.told.append(f"{stale[0].name} is left alone while {trial} is a trial (`limit`).")
+                failed.append(stage)
+            elif self._ask(stage, stale):
                 wanted_job = stage.job
             else:
                 failed.append(stage)
+
+    def _in_vain(self, stage: Stage, stale: Sequence[Freshness]) -> str | None:
+        """That the newest run of a stage failed at what is stale, or at a check of what is current; None otherwise.
+
+        It counts no more once a file, a setting or one of the stage's assets is newer.
+        """
+        tags = {PARTITION: stage.partition} if stage.partition else {}
+        newest = self.instance.get_run_records(dg.RunsFilter(job_name=stage.job, tags=tags), limit=1)
+        if not newest or newest[0].dagster_run.status is not dg.DagsterRunStatus.FAILURE:
+            return None
+        begun, ended = newest[0].start_time or 0.0, newest[0].end_time or 0.0
+        made = (last_time(dg.AssetKey(name), stage.partition, self.instance).made for name in stage.assets)
+        if begun < self.changed or any(one is not None and one.timestamp() > ended for one in made):
+            return None
+        run = newest[0].dagster_run
+        if stale and (_was_asked_for(stale[0], run) or not _failed_at(stale[0].asset, run.run_id, self.instance)):
+            return None
+        what = f"{stale[0].name}: {stale[0].why.rstrip('.')}" if stale else f"{stage.job} {stage.partition}".strip()
+        return (
+            f"{what}. Not asked again: run {run.run_id[:8]} of it failed, see there. Mend its cause, then run it again."
+        )
+
+    def _trial(self, stage: Stage) -> str:
+        """What this stage reads and somebody has made with `limit` in the launchpad; empty if there is nothing."""
+        splits = {"val", stage.partition} if stage.partition else {"val"}
+        made = ((name, split, last_time(dg.AssetKey(name), split, self.instance))
+                for split in sorted(splits) for name in OF_A_SPLIT)  # fmt: skip
+        return next((f"{name}[{split}]" for name, split, last in made if last.is_trial), "")
 
     def _ask(self, stage: Stage, stale: Sequence[Freshness]) -> bool:
         """Ask for a stage, unless that was done before and came to nothing."""
@@ -128,11 +159,21 @@ class _Look:
         earlier = self.instance.get_runs(dg.RunsFilter(tags={RUN_KEY: str(request.run_key)}), limit=1)
         if earlier:
             ended = f"run {earlier[0].run_id[:8]} for it ended as {earlier[0].status.value}"
-            self.told.append(f"{what}. Not asked again: {ended}. Mend its cause, then run it again")
+            self.told.append(f"{what.rstrip('.')}. Not asked again: {ended}. Mend its cause, then run it again.")
             return False
         self.requests.append(request)
         self.told.append(what)
         return True
+
+
+def _was_asked_for(first: Freshness, run: dg.DagsterRun) -> bool:
+    """Whether a run was to begin with this asset: what it was to make of it then is in its key."""
+    return run.tags.get(RUN_KEY, "").startswith(f"{first.name} ")
+
+
+def _failed_at(asset: str, run_id: str, instance: dg.DagsterInstance) -> bool:
+    stats = instance.get_run_step_stats(run_id, step_keys=[asset])
+    return any(one.status is not None and one.status.value == "FAILURE" for one in stats)
 
 
 def _request(stage: Stage, stale: Sequence[Freshness], started_by: str) -> dg.RunRequest:
@@ -146,11 +187,6 @@ def _request(stage: Stage, stale: Sequence[Freshness], started_by: str) -> dg.Ru
         run_config=run_config(stale),
         tags={STARTED_BY: started_by},
     )
-
-
-def _running(instance: dg.DagsterInstance) -> str | None:
-    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1)
-    return f"Waits for run {runs[0].run_id[:8]} of {runs[0].job_name}." if runs else None
 
 
 def _newest_run(instance: dg.DagsterInstance) -> str:

@@ -8,7 +8,7 @@ import dagster as dg
 
 from sam_laplace_assets.assets.graph import BY_NAME
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES
-from sam_laplace_assets.freshness import Freshness, last_time, look
+from sam_laplace_assets.freshness import Freshness, known_fields, last_time, look
 from sam_laplace_assets.jobs import OF_A_HEAD, OF_A_SPLIT
 from sam_laplace_assets.partitions import is_training_split
 from sam_laplace_assets.settings import Settings
@@ -99,5 +99,5 @@ def stale_from(
 
 def run_config(stale: Sequence[Freshness]) -> dict[str, Any]:
     """What the launchpad would hold: the fields that were filled in when each was made last."""
-    given = {one.asset: dict(one.last.overrides) for one in stale}
+    given = {one.asset: known_fields(BY_NAME[one.asset], one.last.overrides) for one in stale}
     return {"ops": {name: {"config": fields} for name, fields in given.items() if fields}}

@@ -379,7 +379,7 @@ def test_a_tick_with_hooks_that_hang_ends_before_dagster_gives_it_up():
 
 
 def test_a_run_that_is_waited_for_is_looked_at_for_as_long():
-    assert alerting.OVERLAP > alerting.PATIENCE
+    assert alerting.OVERLAP > alerting.SECONDS_UNTIL_RETRY
 
 
 def test_of_a_run_that_is_tried_again_only_the_last_attempt_is_told(retrying):
@@ -399,7 +399,7 @@ def test_of_a_run_that_is_tried_again_only_the_last_attempt_is_told(retrying):
 def test_a_run_that_was_to_be_tried_again_and_never_was_is_told_after_a_while(retrying, monkeypatch):
     run = retrying.fail()
     assert retrying.tick() == "Nothing new."
-    monkeypatch.setattr(alerting, "PATIENCE", 0.0)
+    monkeypatch.setattr(alerting, "SECONDS_UNTIL_RETRY", 0.0)
     assert retrying.tick() == "Alerts sent: 1."
     assert retrying.heard_runs == [run]
 
@@ -435,7 +435,7 @@ def test_a_run_of_which_dagster_has_not_decided_yet_is_waited_for(tmp_path):
 def test_when_a_failed_run_is_final(tags, retries, at_once, later):
     failed = FailedRun(dg.DagsterRun(job_name="prepare_split", tags=tags), when=1000.0)
     assert is_final(failed, 1000.0, retries=retries) is at_once
-    assert is_final(failed, 1000.0 + alerting.PATIENCE + 1, retries=retries) is later
+    assert is_final(failed, 1000.0 + alerting.SECONDS_UNTIL_RETRY + 1, retries=retries) is later
 
 
 def test_what_was_told_long_ago_leaves_the_cursor_and_is_not_told_again(lab, monkeypatch):

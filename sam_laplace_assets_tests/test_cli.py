@@ -1,3 +1,4 @@
+import hashlib
 import os
 import shutil
 import socket
@@ -203,6 +204,17 @@ def test_a_dagster_home_that_was_not_there_is_made_with_the_shipped_settings(new
     code, _ = call("plan")
     assert code == 0
     assert "telemetry" in (home / "dagster.yaml").read_text()
+
+
+def test_an_instance_file_of_an_earlier_version_is_replaced_and_a_changed_one_is_left(project, monkeypatch):
+    path = project.folder / "dagster_home" / "dagster.yaml"
+    path.write_text("telemetry: {enabled: false}\n")
+    assert call("plan")[0] == 0
+    assert path.read_text() == "telemetry: {enabled: false}\n"
+    earlier = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr("sam_laplace_assets.commands.home.SHIPPED_EARLIER", {earlier})
+    assert call("plan")[0] == 0
+    assert "WatchfulRunLauncher" in path.read_text()
 
 
 def test_without_a_dagster_home_it_lies_in_the_project_root(new_project, monkeypatch):

@@ -5,13 +5,17 @@ import time
 from collections import Counter
 
 import dagster as dg
+import numpy as np
 import pytest
 
+from sam_laplace_assets import retraining
+from sam_laplace_assets.checks.findings import Finding
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.domain.sam import FrozenSam
 from sam_laplace_assets.jobs import OF_A_SPLIT, STARTED_BY
-from sam_laplace_assets.retraining import RUN_KEY, Finding, next_step
+from sam_laplace_assets.retraining import RUN_KEY, next_step
 from sam_laplace_assets.storage.champion import read_champion, read_history
+from sam_laplace_assets.storage.manifest import read_rows
 from sam_laplace_assets_tests.small_project import add_sample, count_calls
 
 NOTHING = "Nothing changed: everything is current."
@@ -22,7 +26,7 @@ class Unattended:
     """A project that is left to the sensor; files count as settled."""
 
     def __init__(self, project):
-        self.project, self.finding, self.now = project, Finding(), time.time() + 3600
+        self.project, self.finding, self.now = project, retraining.Finding(), time.time() + 3600
 
     def tick(self, *, after=3600.0, now=None):
         self.now += after
@@ -158,6 +162,63 @@ def test_a_launchpad_override_is_kept_and_not_fought(unattended):
     assert project.version("prompt_sets", "train") != mine
     assert project.materialise("prompt_sets", split="train").success
     assert "overrides" not in project.metadata("prompt_sets", "train")
+
+
+def test_a_sample_that_fails_and_is_put_up_with_does_not_keep_the_sensor_busy(unattended):
+    project = unattended.project
+    project.change(data={"max_failed_fraction": 0.5})
+    sample = next(row for row in rows_of(project) if row["split"] == "train" and row["mask_path"].endswith(".npy"))
+    mask = np.zeros((sample["mask_h"], sample["mask_w"]), bool)
+    mask[0, :2] = True  # fewer pixels than points
+    np.save(project.folder / "masks" / sample["mask_path"], mask)
+    made, why = unattended.settle()
+    assert made[-1] == ["champion"]
+    assert why == NOTHING
+
+
+def test_a_pack_that_a_check_refuses_is_not_trained_on(unattended, monkeypatch):
+    project = unattended.project
+    project.change(prompt_generation={"num_promptsets_train": 3})
+    monkeypatch.setattr("sam_laplace_assets.checks.pack._look_at_values", lambda split, project: Finding("NaN"))
+    made, why = unattended.settle()
+    assert set(made[0]) >= {"hdf5_pack[train]"}
+    assert not set(HEAD) & {name for step in made for name in step}
+    assert "prepare_split train. Not asked again" in why
+
+
+def test_what_fails_late_in_a_stage_is_asked_for_once(unattended, monkeypatch):
+    project = unattended.project
+    project.change(prompt_generation={"prompt_seed": 5})
+    monkeypatch.setattr(FrozenSam, "embed", broken)
+    made, why = unattended.settle()
+    assert [sorted(step) for step in made] == [sorted(f"prompt_sets[{split}]" for split in ("train", "val", "test"))]
+    assert "sam_cache[train]" in why
+
+
+def broken(self, image):
+    raise ValueError("the GPU has fallen off")
+
+
+def test_another_attempt_that_dagster_has_announced_is_waited_for(unattended):
+    project = unattended.project
+    project.change(training={"num_epochs": 3})
+    with project.instance() as instance:
+        run = instance.create_run_for_job(defs.resolve_job_def("train_and_fit"), status=dg.DagsterRunStatus.STARTED)
+        instance.report_run_failed(run, "killed")
+        instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
+    assert unattended.tick().why == f"Waits for another attempt of run {run.run_id[:8]} of train_and_fit."
+
+
+def test_a_trial_of_val_is_left_alone_and_told(unattended):
+    project = unattended.project
+    assert project.materialise("sam_cache", split="val", limit=1).success
+    made, why = unattended.settle()
+    assert "validation_pack is left alone while sam_cache[val] is a trial" in why
+    assert "validation_pack" not in {name for step in made for name in step}
+
+
+def rows_of(project):
+    return read_rows(project.paths.manifests, "all_samples")
 
 
 def test_a_trial_is_left_a_trial(unattended):

@@ -47,17 +47,15 @@ def make_room(instance: "dg.DagsterInstance", *, delete: bool, verbose: bool, te
 
 def require_idle(instance: "dg.DagsterInstance") -> None:
     """Refuse while a run may be writing what nothing points to yet, or reading what nothing points to any more."""
-    import dagster as dg
 
     from sam_laplace_assets.headless import end_killed_runs
-    from sam_laplace_assets.retraining import UNFINISHED
+    from sam_laplace_assets.under_way import under_way
 
     end_killed_runs(instance)
-    if runs := instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        names = ", ".join(f"{run.run_id} ({run.job_name}, {run.status.value})" for run in runs[:SHOWN])
+    if (busy := under_way(instance)) is not None:
         raise click.ClickException(
-            f"{len(runs)} runs of {instance.root_directory} are not finished: {names}. Let them end, or end them in "
-            "the UI, then remove what is not needed."
+            f"{busy[0].upper()}{busy[1:]} is not finished. Let it end, or end it in the UI, then remove what is not "
+            "needed."
         )
 
 

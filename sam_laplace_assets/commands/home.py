@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import dagster as dg
 
 REPOSITORY = Path(__file__).parents[2]
+# SHA-256 of each dagster.yaml that a version before this one has put into homes
+SHIPPED_EARLIER = {"a49ec2e94a6edaea0f603ac3ce54ce01e39303a8792959ea2f285c6d9eb7945e"}
 
 
 def prepare_home(settings: Settings) -> Path:
@@ -24,10 +26,15 @@ def prepare_home(settings: Settings) -> Path:
     named = os.environ.get("DAGSTER_HOME")
     home = Path(named) if named else _default_home(settings)
     home = home.expanduser().resolve()
-    if not (home / "dagster.yaml").exists():
+    if _is_ours(home / "dagster.yaml"):
         files.write_bytes(home / "dagster.yaml", shipped("dagster.yaml").read_bytes())
     os.environ["DAGSTER_HOME"] = str(home)
     return home
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is no file yet, or one that an earlier version of this package has put there and nobody changed."""
+    return not path.exists() or files.file_sha256(path) in SHIPPED_EARLIER
 
 
 def _default_home(settings: Settings) -> Path:
