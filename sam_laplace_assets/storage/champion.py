@@ -3,6 +3,8 @@
 champion.json            run_id, training split, its score, on which validation pack, since which decision
 champion_history.jsonl   every decision, a JSON object a line: candidates and holder with their scores, who won and why,
                          rejected: run ids that lost the title by hand and cannot win it again (none in version 1)
+                         after: the decision that this one was made from, None for the first (none in version 1)
+                         by_hand: the Dagster root run that was told who gets it, else None (none in version 1)
 
 The history is written first, and its last line is what counts; champion.json says the same without the candidates.
 Losing either does not cost the title: to begin anew, move both away.
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, digest
-from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage import files, posterior
 from sam_laplace_assets.storage.store import NotMade, OneItemStore
 
 VERSION = 2
@@ -45,15 +47,22 @@ class ChampionStore(OneItemStore):
 
     def records(self, items: Sequence[Item]) -> dict[str, Record]:
         """The decision that is in force."""
-        decision = _in_force(self._history.parent)
+        decision = in_force(self._history.parent)
         return {} if decision is None else {item.key: _record(decision) for item in items}
 
     def write(self, item: Item, parts: frozenset[str], value: Mapping[str, Any]) -> Record:
-        """Record a decision, then put it in force."""
+        """Record a decision, then put it in force.
+
+        Raises:
+            ValueError: it was made from a decision that is not in force any more.
+        """
         decision = {"format": "champion", "version": VERSION, "inputs": item.parts[PART], **value}
         decision["decision"] = digest({key: said for key, said in decision.items() if key != "made"})
         past = read_history(self._history.parent)
         if not past or past[-1]["decision"] != decision["decision"]:
+            if decision["after"] != last_decision(self._history.parent):
+                raise ValueError("Another decision was taken meanwhile, so this one is not recorded. "
+                                 "Materialise champion again.")  # fmt: skip
             lines = [json.dumps(one) for one in [*past, decision]]
             files.write_bytes(self._history, "".join(f"{line}\n" for line in lines).encode())
         files.write_json(self._champion, _without_candidates(decision))
@@ -61,14 +70,14 @@ class ChampionStore(OneItemStore):
 
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
         """Have champion.json say what the history ends with; the digest of who holds the title."""
-        decision = _in_force(self._history.parent)
+        decision = in_force(self._history.parent)
         if decision is not None and not self.finished(plan, records):
             files.write_json(self._champion, _without_candidates(decision))
         return super().finish(plan, records, complete=complete)
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
         """Whether champion.json says what the history ends with."""
-        decision = _in_force(self._history.parent)
+        decision = in_force(self._history.parent)
         if decision is None or not self._champion.exists():
             return False
         try:
@@ -81,7 +90,7 @@ class ChampionStore(OneItemStore):
 
 def read_champion(folder: Path) -> Champion | None:
     """The posterior that holds the title, if one does."""
-    decision = _in_force(folder)
+    decision = in_force(folder)
     return None if decision is None else Champion(**{name: decision[name] for name in Champion.__dataclass_fields__})
 
 
@@ -95,15 +104,26 @@ def require_champion(folder: Path) -> Champion:
 
 def read_rejected(folder: Path) -> frozenset[str]:
     """Run ids of the posteriors that lost the title by hand."""
-    decision = _in_force(folder)
+    decision = in_force(folder)
     return frozenset(decision.get("rejected", ())) if decision else frozenset()
 
 
 def previous_holder(folder: Path) -> str | None:
-    """The last one before today's champion that held the title and was not rejected; None if there is none."""
-    history = read_history(folder)
-    passed_over = read_rejected(folder) | {history[-1]["run_id"]} if history else frozenset()
-    return next((one["run_id"] for one in reversed(history) if one["run_id"] not in passed_over), None)
+    """The last other holder of the title that was not rejected and is still there; None if there is none."""
+    rejected = read_rejected(folder)
+    return next((run_id for run_id in other_holders(folder) if run_id not in rejected and is_there(folder, run_id)),
+                None)  # fmt: skip
+
+
+def other_holders(folder: Path) -> list[str]:
+    """Run ids that held the title before today's champion, each once, the last one first."""
+    history = [one["run_id"] for one in reversed(read_history(folder))]
+    return [run_id for run_id in dict.fromkeys(history) if run_id != history[0]]
+
+
+def is_there(folder: Path, run_id: str) -> bool:
+    """Whether the posterior of this id is on disk."""
+    return (folder / f"run_{run_id}" / posterior.META).exists()
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -124,8 +144,14 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return history
 
 
-def _in_force(folder: Path) -> dict[str, Any] | None:
-    """The decision that the history ends with; without a history, what champion.json says."""
+def last_decision(folder: Path) -> str | None:
+    """Digest of the decision that is in force."""
+    decision = in_force(folder)
+    return None if decision is None else str(decision["decision"])
+
+
+def in_force(folder: Path) -> dict[str, Any] | None:
+    """The decision that the history ends with; without a history, what champion.json says, which has no candidates."""
     if history := read_history(folder):
         return history[-1]
     path = folder / "champion.json"

@@ -1,9 +1,11 @@
 import hashlib
 import json
 
+import dagster as dg
 import pytest
 import torch
 
+from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.storage import weights
 from sam_laplace_assets.storage.champion import read_champion, read_history
 from sam_laplace_assets_tests.small_project import add_sample, failure
@@ -114,13 +116,83 @@ def test_a_title_given_by_hand_goes_to_the_one_that_is_named_and_lifts_its_rejec
 
 
 @pytest.mark.parametrize(("title_to", "told"), [
-    ("previous", "the only posterior that has held the title"), ("train-nobody", "train-nobody"),
+    ("previous", "the only posterior that has held the title"),
+    ("train-nobody", "There is no posterior train-nobody. Those that are there: train-"),
 ])  # fmt: skip
 def test_a_title_that_cannot_be_given_is_refused_and_stays(project, title_to, told):
     before = title(project)
     assert told in failure(project.materialise("champion", title_to=title_to))
     assert title(project) == before
     assert len(read_history(project.paths.posteriors)) == 1
+
+
+def test_who_lost_the_title_by_hand_is_named_where_there_is_nobody_to_go_back_to(twice_decided):
+    project, _, second = twice_decided
+    assert project.materialise("champion", title_to="previous").success
+    assert f"All others that held it lost it by hand: {second}. Name one to give it back." in failure(
+        project.materialise("champion", title_to="previous")
+    )
+
+
+def test_a_rollback_that_is_retried_goes_back_once(twice_decided):
+    project, first, second = twice_decided
+    began = project.materialise("champion", title_to="previous")
+    assert read_history(project.paths.posteriors)[-1]["by_hand"] == began.run_id
+    assert retry(project, began, title_to="previous").success
+    assert retry(project, began, title_to=first).success
+    assert [one["run_id"] for one in read_history(project.paths.posteriors)] == [first, second, first]
+
+
+def retry(project, began, **config):
+    """The run again, as the UI re-executes it."""
+    with project.instance() as instance:
+        return defs.resolve_job_def("choose_champion").execute_in_process(
+            instance=instance,
+            asset_selection=[dg.AssetKey("champion")],
+            run_config={"ops": {"champion": {"config": config}}},
+            tags={"dagster/root_run_id": began.run_id},
+            raise_on_error=False,
+        )
+
+
+def test_a_lost_history_does_not_cost_the_title(project):
+    before = title(project)
+    (project.paths.posteriors / "champion_history.jsonl").unlink()
+    result = project.materialise("champion")
+    assert result.success, failure(result)
+    assert title(project) == before
+
+
+def lose(project, run_id):
+    folder = project.paths.posteriors / f"run_{run_id}"
+    folder.rename(project.folder / folder.name)
+
+
+def test_a_candidate_that_is_lost_is_left_out_and_named(project, capfd):
+    holder = title(project).run_id
+    project.change(training={"lr": 1e-8, "num_epochs": 1})
+    project.refresh("train", "val", assets=["head_checkpoint", "laplace_posterior"])
+    candidate = pointer(project, "posterior")["run_id"]
+    assert candidate != holder
+    lose(project, candidate)
+    result = project.materialise("champion")
+    assert result.success, failure(result)
+    told = f"{candidate} was left out: run_{candidate} is not there."
+    assert title(project).run_id == holder
+    assert told in read_history(project.paths.posteriors)[-1]["verdict"]
+    assert f"champion: {told}" in capfd.readouterr().err
+
+
+def test_a_holder_that_is_lost_is_put_back_or_loses_by_hand(twice_decided):
+    project, first, second = twice_decided
+    lose(project, second)
+    told = failure(project.materialise("champion"))
+    assert f"{second} holds the title and cannot be opened: run_{second} is not there." in told
+    assert "Put that run back, or give the title to another: sam-laplace rollback <run id>." in told
+    result = project.materialise("champion", title_to=first)
+    assert result.success, failure(result)
+    assert title(project).run_id == first
+    assert f"{second} (which cannot be opened) lost it" in read_history(project.paths.posteriors)[-1]["verdict"]
 
 
 def test_the_holder_is_told_that_it_holds_the_title(project):
