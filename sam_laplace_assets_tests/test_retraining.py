@@ -16,6 +16,7 @@ from sam_laplace_assets.jobs import OF_A_SPLIT, STARTED_BY
 from sam_laplace_assets.retraining import RUN_KEY, next_step
 from sam_laplace_assets.storage.champion import read_champion, read_history
 from sam_laplace_assets.storage.manifest import read_rows
+from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets_tests.small_project import add_sample, count_calls
 
 NOTHING = "Nothing changed: everything is current."
@@ -113,11 +114,15 @@ def test_files_in_two_splits_and_a_new_split_refresh_these_and_train_once(unatte
 
 def test_a_removed_sample_leaves_its_partition_and_is_trained_without(unattended):
     project = unattended.project
-    pair = [next((project.folder / side).rglob("00.*")) for side in ("images", "masks")]
-    for path in pair:
-        path.unlink()
+    sample = next(row for row in rows_of(project) if row["split"] == "train")
+    for side in ("image", "mask"):
+        (project.folder / f"{side}s" / sample[f"{side}_path"]).unlink()
     made, why = unattended.settle()
     assert made[0] == ["all_samples"]
+    assert "hdf5_pack[train]" in made[1]
+    assert set(made[1]) <= of("train")
+    assert made[2:] == [HEAD, ["champion"]]
+    assert sample["safe_id"] not in Pack.open(project.paths.pack("train")).safe_ids
     assert why == NOTHING
 
 
