@@ -99,6 +99,10 @@ class Project:
         """Folder of a split's debug panels."""
         return self.root / "reports" / "debug_panels" / _checked(split)
 
+    def report(self, asset: str, split: str) -> Path:
+        """Folder of what an asset reports of a split."""
+        return self.root / "reports" / asset / _checked(split)
+
     def relative(self, path: Path) -> str:
         """A path below the project root, as tables name it."""
         return path.relative_to(self.root).as_posix()

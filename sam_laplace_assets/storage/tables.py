@@ -33,18 +33,31 @@ def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema, note: Mappin
     """
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     if path.suffix == ".csv":
-        _write_csv(path, table, note)
+        files.write_set(_csv_files(path, table, note))
         return
     with files.replacing(path) as temporary:
-        noted = table.replace_schema_metadata({NOTE: json.dumps(dict(note)).encode()})
-        pq.write_table(noted, temporary, write_page_checksum=True)
+        pq.write_table(_noted(table, note), temporary, write_page_checksum=True)
 
 
-def _write_csv(path: Path, table: pa.Table, note: Mapping[str, Any]) -> None:
+def table_files(path: Path, frame: pd.DataFrame, schema: pa.Schema, note: Mapping[str, Any]) -> dict[Path, bytes]:
+    """The files that `write_table` would write, as bytes: for tables that appear together with other files."""
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+    if path.suffix == ".csv":
+        return _csv_files(path, table, note)
+    sink = pa.BufferOutputStream()
+    pq.write_table(_noted(table, note), sink, write_page_checksum=True)
+    return {path: sink.getvalue().to_pybytes()}
+
+
+def _noted(table: pa.Table, note: Mapping[str, Any]) -> pa.Table:
+    return table.replace_schema_metadata({NOTE: json.dumps(dict(note)).encode()})
+
+
+def _csv_files(path: Path, table: pa.Table, note: Mapping[str, Any]) -> dict[Path, bytes]:
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, sink)
     content = sink.getvalue().to_pybytes()
-    files.write_set({path: content, _note_path(path): files.json_bytes({**note, "sha256": files.sha256(content)})})
+    return {path: content, _note_path(path): files.json_bytes({**note, "sha256": files.sha256(content)})}
 
 
 def _note_path(path: Path) -> Path:
