@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     import dagster as dg
 
+    from sam_laplace_assets.storage.predictions import MapFormat
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
@@ -95,6 +97,36 @@ def rollback(title_to: str) -> None:
 
     with _instance() as instance:
         click.echo(roll_back(instance, title_to))
+
+
+@cli.command()
+@click.argument("images", nargs=-1, metavar="[IMAGES]...", type=click.Path(path_type=Path))
+@click.option("--points", metavar="'X,Y,LABEL ...'", help="clicks on each image: '120,80,1 40,200,0'")
+@click.option("--points-file", type=click.Path(path_type=Path), help="clicks for each image: CSV of image,x,y,label, "
+              "or JSON of image -> [[x, y, label], ...]; paths are relative to the file")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True,
+              help="folder to write to; files that are there are replaced")  # fmt: skip
+@click.option("--posterior", metavar="RUN_ID|FOLDER", help="another posterior than the champion")
+@click.option("--format", "map_format", type=click.Choice(["npy", "png"]), default="npy", show_default=True,
+              help="of probability and mutual information: float32, or 16-bit PNG")  # fmt: skip
+def predict(
+    images: tuple[Path, ...], points: str | None, points_file: Path | None, out: Path, posterior: str | None,
+    map_format: "MapFormat",
+) -> None:  # fmt: skip
+    """Predict images without masks from clicks: mask, probability, mutual information, and where to click next.
+
+    IMAGES are JPEG or PNG files; without any, those of --points-file. X and Y are pixels of the image, from 0; LABEL is
+    1 on the object and 0 beside it. Each image gets <stem>_mask.png, <stem>_probability.npy,
+    <stem>_mutual_information.npy and <stem>_picture.png at its own size; predictions.json says what they were made
+    with, and suggests the next clicks by the strategy of the settings (prompting.strategy: bald, bald_region,
+    bald_interior, entropy, entropy_interior, variance, random, foreground_random or balanced_random).
+    """
+    from sam_laplace_assets.commands.predict import predict_images
+
+    failed = predict_images(images, points=points, points_file=points_file, out=out, posterior=posterior,
+                            map_format=map_format, tell=click.echo)  # fmt: skip
+    if failed:
+        raise click.ClickException("\n  ".join([f"{len(failed)} could not be predicted:", *failed]))
 
 
 def _instance() -> "dg.DagsterInstance":

@@ -13,14 +13,14 @@ from sam_laplace_assets.automation import (
 )
 from sam_laplace_assets.checks import check_steps
 from sam_laplace_assets.io_managers import IO_MANAGERS, TRACKING
-from sam_laplace_assets.jobs import all_jobs, roll_back_champion
+from sam_laplace_assets.jobs import all_jobs, roll_back_champion, sweep_posteriors
 from sam_laplace_assets.reporting import plain_logger
 from sam_laplace_assets.resources.sam import SamResource
 
 defs = dg.Definitions(
     assets=ASSETS,
     asset_checks=check_steps,
-    jobs=[*all_jobs, roll_back_champion, refresh_everything],
+    jobs=[*all_jobs, roll_back_champion, sweep_posteriors, refresh_everything],
     schedules=[nightly_refresh],
     sensors=[register_split_partitions, retrain_on_change, carry_out_refresh, send_alerts],
     executor=dg.multiprocess_executor.configured({"start_method": {"forkserver": {}}}),  # starts steps fast

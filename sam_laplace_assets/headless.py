@@ -35,7 +35,7 @@ def refresh(
     Args:
         instance: where runs are recorded.
         splits: only these; all that have data if none are named.
-        assets: only these; all if none are named.
+        assets: only these; if none are named, all but the experiments.
         keep_overrides: whether launchpad fields that something was made with last still hold.
         tell: hears of each run before it starts.
 
@@ -53,7 +53,7 @@ def refresh(
     end_killed_runs(instance)
     ran: list[str] = []
     failed: dict[Stage, str] = {}
-    for stage in stages_now(chosen, settings, instance):
+    for stage in stages_now(chosen, settings, instance, asked=assets):
         selected = [name for name in stage.assets if not assets or name in assets]
         stale = stale_from(stage, selected, settings, instance, keep_overrides=keep_overrides)
         if not stale or any(stage.needs(earlier) for earlier in failed):

@@ -13,7 +13,11 @@ from sam_laplace_assets.partitions import require_split
 from sam_laplace_assets.reporting import LoggedProgress, metadata_of
 from sam_laplace_assets.resources.tracking import TrackedRun, TrackingResource
 from sam_laplace_assets.settings import Settings, load_settings
+from sam_laplace_assets.storage.active_prompting import ClickStore
+from sam_laplace_assets.storage.active_prompting import layout as active_prompting_layout
 from sam_laplace_assets.storage.champion import Champion, ChampionStore, require_champion
+from sam_laplace_assets.storage.evaluation import ASSET as EVALUATION
+from sam_laplace_assets.storage.evaluation import layout as evaluation_layout
 from sam_laplace_assets.storage.head import HeadRun, HeadStore
 from sam_laplace_assets.storage.index import IndexStore, TrainingIndex, read_index
 from sam_laplace_assets.storage.manifest import AllSamples, Manifest, ManifestStore, open_manifest
@@ -23,9 +27,13 @@ from sam_laplace_assets.storage.panels import PanelStore
 from sam_laplace_assets.storage.posterior import PosteriorRun, PosteriorStore
 from sam_laplace_assets.storage.project import Project, roots_of
 from sam_laplace_assets.storage.prompts import Prompts, PromptStore
+from sam_laplace_assets.storage.reports import Layout, ReportStore, SampleReportStore
 from sam_laplace_assets.storage.runs import current_run
 from sam_laplace_assets.storage.sam import SamCache, SamStore
+from sam_laplace_assets.storage.scores import ASSET as SCORES
+from sam_laplace_assets.storage.scores import TABLES as SCORE_TABLES
 from sam_laplace_assets.storage.store import NotMade, Store
+from sam_laplace_assets.storage.sweep import sweep_layout
 from sam_laplace_assets.storage.validation import ValidationStore, open_validation_pack
 
 LEFT_OUT = "left out"
@@ -246,6 +254,17 @@ class PosteriorIO(StoreIOManager):
         return PosteriorRun.open(project.posteriors / f"run_{run_id}")
 
 
+class SweepIO(StoreIOManager):
+    """Comparisons of posteriors, which nothing reads."""
+
+    def store(self, project: Project, partition: str) -> ReportStore:
+        """reports/posterior_sweep/<split>/"""
+        return ReportStore(project.report("posterior_sweep", partition), sweep_layout(project.table_format))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> None:
+        """Nothing."""
+
+
 class ChampionIO(StoreIOManager):
     """The title."""
 
@@ -269,6 +288,39 @@ class PanelsIO(StoreIOManager):
         """Nothing."""
 
 
+class ScoresIO(StoreIOManager):
+    """Next points to click, which nothing reads."""
+
+    def store(self, project: Project, partition: str) -> SampleReportStore:
+        """reports/prompt_scores/<split>/"""
+        return SampleReportStore(project.report(SCORES, partition), Layout(SCORES, SCORE_TABLES, project.table_format))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> None:
+        """Nothing."""
+
+
+class EvaluationIO(StoreIOManager):
+    """Evaluations of splits, which nothing reads."""
+
+    def store(self, project: Project, partition: str) -> ReportStore:
+        """reports/evaluation/<split>/"""
+        return ReportStore(project.report(EVALUATION, partition), evaluation_layout(project.table_format))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> None:
+        """Nothing."""
+
+
+class ActivePromptingIO(StoreIOManager):
+    """Experiments with click strategies, which nothing reads."""
+
+    def store(self, project: Project, partition: str) -> ClickStore:
+        """reports/active_prompting/<split>/"""
+        return ClickStore(project.report("active_prompting", partition), active_prompting_layout(project.table_format))
+
+    def view(self, settings: Settings, project: Project, partition: str) -> None:
+        """Nothing."""
+
+
 TRACKING = TrackingResource()
 IO_MANAGERS: dict[str, StoreIOManager] = {
     "all_samples_io": AllSamplesIO(tracking=TRACKING),
@@ -281,5 +333,9 @@ IO_MANAGERS: dict[str, StoreIOManager] = {
     "validation_io": ValidationIO(tracking=TRACKING),
     "head_io": HeadIO(tracking=TRACKING),
     "posterior_io": PosteriorIO(tracking=TRACKING),
+    "sweep_io": SweepIO(tracking=TRACKING),
     "champion_io": ChampionIO(tracking=TRACKING),
+    "evaluation_io": EvaluationIO(tracking=TRACKING),
+    "scores_io": ScoresIO(tracking=TRACKING),
+    "active_prompting_io": ActivePromptingIO(tracking=TRACKING),
 }

@@ -4,6 +4,7 @@ import dagster as dg
 
 OF_A_SPLIT = ("manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels")
 OF_A_HEAD = ("head_checkpoint", "laplace_posterior")
+OF_THE_CHAMPION = ("evaluation", "prompt_scores")
 STARTED_BY = "sam_laplace/started_by"  # tag of runs that nobody launched by hand: what did
 
 scan = dg.define_asset_job(
@@ -32,5 +33,20 @@ roll_back_champion = dg.define_asset_job(
     config={"ops": {"champion": {"config": {"title_to": "previous"}}}},
     description="Give the title back to the posterior that held it before; the one that loses it cannot win it again.",
 )
+evaluate = dg.define_asset_job(
+    "evaluate",
+    selection=list(OF_THE_CHAMPION),
+    description="Put the champion to use on one split: how far its masks can be trusted, and where to click next.",
+)
+sweep_posteriors = dg.define_asset_job(
+    "sweep_posteriors",
+    selection=["posterior_sweep"],
+    description="Compare many configurations of the posterior of one head; nothing else launches this.",
+)
+prompt_actively = dg.define_asset_job(
+    "prompt_actively",
+    selection=["active_prompting"],
+    description="Let click strategies compete on the images of one split; an experiment that nothing else launches.",
+)
 
-all_jobs = [scan, prepare_split, name_validation_pack, train_and_fit, choose_champion]
+all_jobs = [scan, prepare_split, name_validation_pack, train_and_fit, choose_champion, evaluate, prompt_actively]

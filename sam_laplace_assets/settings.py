@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from sam_laplace_assets.domain.acquisition import STRATEGIES, named
+from sam_laplace_assets.domain.interaction import MISS
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES, check_split_key
+from sam_laplace_assets.domain.scores import Rule, require_offered
 
 SETTINGS_VARIABLE = "SAM_LAPLACE_CONFIG"
 DEFAULT_FILE = "config.yaml"
@@ -72,8 +75,15 @@ class PromptSettings(Section):
     num_promptsets_train: Positive = 10
     num_promptsets_val: Positive = 4
     num_promptsets_test: Positive = 4
+    mode: Literal["pairs", "interactive"] = Field(
+        "pairs", description="k points on the object and k beside it, or clicks where a simulated answer is wrong"
+    )
     min_pairs: Positive = 1
     max_pairs: Positive = 10
+    max_clicks: Annotated[int, Field(ge=1, le=20)] = Field(20, description="most clicks of an interactive set")
+    click_jitter: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="how far from the deepest point of an error a click may fall, as a share of the depth there"
+    )
     prompt_seed: int = 777
     gaussian_sigma: Annotated[float, Field(gt=0)] = 8.0
 
@@ -126,6 +136,17 @@ class TrainingSettings(Section):
     memory_budget: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB up to which a pack is read into memory")
 
 
+Temperature = Literal["image_cluster"] | Annotated[float, Field(gt=0)]
+
+
+class SweepEntry(Section):
+    """One configuration of posterior_sweep."""
+
+    approx: Literal["diagonal", "full"] = "diagonal"
+    likelihood_temperature: Temperature = 1.0
+    prior_precision: Literal["marginal_likelihood"] | Annotated[float, Field(gt=0)] = "marginal_likelihood"
+
+
 class LaplaceSettings(Section):
     """The posterior on the head's last layer."""
 
@@ -134,7 +155,14 @@ class LaplaceSettings(Section):
     prior_precision_grid: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
         1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0,
     ]  # fmt: skip
-    likelihood_temperature: Literal["image_cluster"] | Annotated[float, Field(gt=0)] = 1.0
+    prior: Literal["grid", "marginal_likelihood"] = Field(
+        "grid", description="what chooses the prior precision: validation NLL over the grid, or the marginal likelihood"
+    )
+    likelihood_temperature: Temperature = 1.0
+    logit_scaling: bool = Field(False, description="whether the factor on logits that validation likes is applied")
+    sweep: list[SweepEntry] = Field(
+        default_factory=list, description="what posterior_sweep compares; empty: 56 configurations"
+    )
 
 
 class ChampionSettings(Section):
@@ -144,6 +172,68 @@ class ChampionSettings(Section):
     resamples: Positive = 2000
     seed: int = 0
     allow_overrides: bool = Field(False, description="whether a head trained with launchpad overrides may win")
+
+
+class PromptingSettings(Section):
+    """How the next points to click are suggested; lengths in pixels at 256x256, whatever the image's size."""
+
+    strategy: str = Field("entropy_interior", description="what scores a pixel; see `sam-laplace predict --help`")
+    suggestions: Positive = Field(10, description="points suggested at most")
+    spacing: Annotated[float, Field(ge=0)] = Field(16.0, description="least distance of two suggestions")
+    border: Annotated[int, Field(ge=0, lt=128)] = Field(0, description="pixels along each side that are left out")
+    earlier_radius: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="least distance from earlier clicks; at most 1 leaves out their own pixels alone"
+    )
+    seed: int = Field(0, description="of strategies that draw at random")
+
+    @field_validator("strategy")
+    @classmethod
+    def _is_offered(cls, given: str) -> str:
+        return require_offered(given)
+
+    @property
+    def rule(self) -> Rule:
+        """The same as the domain takes it."""
+        return Rule(**self.model_dump())
+
+
+class ActivePromptingSettings(Section):
+    """The experiment that tells whether a strategy asks for good clicks; lengths in pixels at 256x256."""
+
+    strategies: Annotated[list[str], Field(min_length=1)] = Field(
+        [*STRATEGIES], description="what is tried; all if left out, `oracle` being the one that knows the truth"
+    )
+    clicks: Annotated[int, Field(ge=1, le=MISS)] = Field(MISS, description="of an interaction, with the first one")
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+        [0], description="of first clicks, random strategies and jitter; a number stands for as many, from 0"
+    )
+    first_click_jitter: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="the first click falls on the object within this distance of its deepest point"
+    )
+    click_jitter: Annotated[float, Field(ge=0)] = Field(0.0, description="how far from the asked point clicks may fall")
+    border: Annotated[int, Field(ge=0, lt=128)] = Field(0, description="pixels along each side that are left out")
+    earlier_radius: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="least distance from earlier clicks; at most 1 leaves out their own pixels alone"
+    )
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _are_counted(cls, given: Any) -> Any:
+        return list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
+
+    @field_validator("strategies", "seeds")
+    @classmethod
+    def _come_once(cls, given: list[Any]) -> list[Any]:
+        if twice := sorted({str(one) for one in given if given.count(one) > 1}):
+            raise ValueError(f"{', '.join(twice)} is listed more than once; name each once")
+        return given
+
+    @field_validator("strategies")
+    @classmethod
+    def _exist(cls, given: list[str]) -> list[str]:
+        for name in given:
+            named(name)
+        return given
 
 
 class MlflowSettings(Section):
@@ -205,6 +295,8 @@ class Settings(Section):
     training: TrainingSettings = TrainingSettings()
     laplace: LaplaceSettings = LaplaceSettings()
     champion: ChampionSettings = ChampionSettings()
+    prompting: PromptingSettings = PromptingSettings()
+    active_prompting: ActivePromptingSettings = ActivePromptingSettings()
     mlflow: MlflowSettings = MlflowSettings()
     storage: StorageSettings = StorageSettings()
     automation: AutomationSettings = AutomationSettings()

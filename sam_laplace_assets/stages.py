@@ -1,20 +1,22 @@
 """The way through the graph: which assets run together for which partition, and in which order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
 
 from sam_laplace_assets.assets.graph import BY_NAME
-from sam_laplace_assets.domain.manifest import PARTITION_ROLES
+from sam_laplace_assets.domain.manifest import PARTITION_ROLES, check_split_key
 from sam_laplace_assets.freshness import Freshness, known_fields, last_time, look
-from sam_laplace_assets.jobs import OF_A_HEAD, OF_A_SPLIT
+from sam_laplace_assets.jobs import OF_A_HEAD, OF_A_SPLIT, OF_THE_CHAMPION
 from sam_laplace_assets.partitions import is_training_split
 from sam_laplace_assets.settings import Settings
 from sam_laplace_assets.storage.project import Project
 
 SCAN = dg.AssetKey("all_samples")
+EXPERIMENTS = {"active_prompting": "prompt_actively", "posterior_sweep": "sweep_posteriors"}
+"""Assets that are made only when they are asked for by name, and the jobs that make them."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,29 @@ class Stage:
         """Whether this stage reads, directly or through others, what an earlier one makes."""
         if earlier.job == "scan":
             return self.partition in ("", *PARTITION_ROLES)
-        if earlier.job == "prepare_split" and self.job == "train_and_fit":
-            return earlier.partition in ("val", self.partition)
+        if self.job == "prepare_split":
+            return False
         if earlier.job == "prepare_split":
-            return self.job in ("name_validation_pack", "choose_champion") and earlier.partition == "val"
+            return earlier.partition in ("val", self.partition)
+        if earlier.job == "train_and_fit":
+            return self.job == EXPERIMENTS["posterior_sweep"] and self.partition == earlier.partition
+        if earlier.job == "choose_champion":
+            return self.job in ("evaluate", EXPERIMENTS["active_prompting"])
         return earlier.job == "name_validation_pack"
 
 
-def stages(splits: Sequence[str], *, scanned: bool = False, fitted: bool = False) -> Iterator[Stage]:
+def stages(
+    splits: Sequence[str], *, scanned: bool = False, fitted: bool = False, asked: Collection[str] = ()
+) -> Iterator[Stage]:
     """The way through the graph for some splits; named ones leave the base splits and what is judged on them alone.
+
+    The champion is put to use on the splits that test it. Elsewhere, and for experiments, that must be asked for.
 
     Args:
         splits: which.
         scanned: whether all_samples was made before.
         fitted: whether there are posteriors, which another validation pack would judge anew.
+        asked: assets that somebody asks for by name.
     """
     if not scanned or any(split in PARTITION_ROLES for split in splits):
         yield Stage("scan", "", ("all_samples",))
@@ -55,12 +66,27 @@ def stages(splits: Sequence[str], *, scanned: bool = False, fitted: bool = False
         yield Stage("train_and_fit", split, OF_A_HEAD)
     if trained or (fitted and "val" in splits):
         yield Stage("choose_champion", "", ("champion",))
+    if trained or fitted:
+        yield from _uses(splits, trained, asked)
 
 
-def stages_now(splits: Sequence[str], settings: Settings, instance: dg.DagsterInstance) -> Iterator[Stage]:
+def _uses(splits: Sequence[str], trained: Sequence[str], asked: Collection[str]) -> Iterator[Stage]:
+    """What heads, posteriors and the champion are for."""
+    for split in splits:
+        wanted = OF_THE_CHAMPION if check_split_key(split) == "test" else asked
+        if assets := tuple(name for name in OF_THE_CHAMPION if name in wanted):
+            yield Stage("evaluate", split, assets)
+    for name, job in EXPERIMENTS.items():
+        if name in asked:
+            yield from (Stage(job, split, (name,)) for split in (trained if name == "posterior_sweep" else splits))
+
+
+def stages_now(
+    splits: Sequence[str], settings: Settings, instance: dg.DagsterInstance, *, asked: Collection[str] = ()
+) -> Iterator[Stage]:
     """`stages` as things stand: whether there was a scan, and whether there are posteriors."""
     scanned = instance.get_latest_materialization_event(SCAN) is not None
-    return stages(splits, scanned=scanned, fitted=bool(Project.of(settings).posterior_pointers()))
+    return stages(splits, scanned=scanned, fitted=bool(Project.of(settings).posterior_pointers()), asked=asked)
 
 
 def stock(splits: Sequence[str], settings: Settings, instance: dg.DagsterInstance) -> Iterator[Freshness]:

@@ -15,6 +15,7 @@ from PIL import Image
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.demo.toy_sam import TOY_CHECKPOINT
 from sam_laplace_assets.headless import refresh
+from sam_laplace_assets.jobs import OF_THE_CHAMPION
 from sam_laplace_assets.settings import SETTINGS_VARIABLE, load_settings
 from sam_laplace_assets.storage.project import Project
 
@@ -33,6 +34,9 @@ JOBS = {
     "head_checkpoint": "train_and_fit",
     "laplace_posterior": "train_and_fit",
     "champion": "choose_champion",
+    "evaluation": "evaluate",
+    "prompt_scores": "evaluate",
+    "active_prompting": "prompt_actively",
 }
 SETTINGS = {
     "data": {"images_root": "images", "masks_root": "masks", "project_root": "project", "splits_root": "splits"},
@@ -170,6 +174,7 @@ class SmallProject:
         wanted = [(asset, split) for asset in SPLIT_ASSETS for split in BASE]
         wanted += [(asset, "train") for asset in ("head_checkpoint", "laplace_posterior")]
         wanted += [(asset, None) for asset in ("all_samples", "validation_pack", "champion")]
+        wanted += [(asset, "test") for asset in OF_THE_CHAMPION]
         with self.instance() as instance:
             return {one: version(instance, *one) for one in wanted}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from sam_laplace_assets.jobs import OF_A_SPLIT, STARTED_BY
+from sam_laplace_assets.jobs import OF_A_SPLIT, OF_THE_CHAMPION, STARTED_BY
 from sam_laplace_assets.settings import SETTINGS_VARIABLE
 from sam_laplace_assets.storage.champion import read_champion, read_history
 from sam_laplace_assets_tests.small_project import REPOSITORY, SmallProject, add_sample
@@ -125,19 +125,23 @@ def of(*splits):
     return Counter(f"{name}[{split}]" for split in splits for name in OF_A_SPLIT)
 
 
+def uses(*splits):
+    return Counter(f"{name}[{split}]" for split in splits for name in OF_THE_CHAMPION)
+
+
 def once(*names):
     return Counter(names)
 
 
 def test_the_first_fill_makes_each_partition_once_and_trains_once(settled):
     expected = of("train", "val", "test") + once("all_samples", "validation_pack", *HEAD, "champion")
-    assert settled.made(after=0) == expected
+    assert settled.made(after=0) == expected + uses("test")
     with settled.project.instance() as instance:
         runs = instance.get_runs()
     assert {run.tags[STARTED_BY] for run in runs} == {SENSOR}
     assert Counter(run.job_name for run in runs) == once(
         "scan", "prepare_split", "prepare_split", "prepare_split", "name_validation_pack", "train_and_fit",
-        "choose_champion",
+        "choose_champion", "evaluate",
     )  # fmt: skip
 
 
@@ -155,11 +159,18 @@ def test_files_in_two_splits_and_a_new_split_refresh_those_and_train_once(settle
         add_sample(project.folder / "splits" / "test-caves", f"caves/{number}", number)
     add_sample(project.folder, "stars/00", 70)  # the first of its class is for training
     add_sample(project.folder, "stars/01", 71)
-    splits = {"test-caves", "train"}
+    splits, holder = {"test-caves", "train"}, champion_of(project)
     settled.settle()
     second = next(row for row in manifest_rows(project) if row["sample_id"] == "stars/01")["split"]
     expected = of(*splits | {second}) + once("all_samples", *HEAD, "champion")
-    assert settled.made(after=before) == expected + (once("validation_pack") if second == "val" else Counter())
+    expected += uses("test-caves") + (once("validation_pack") if second == "val" else Counter())
+    made = settled.made(after=before)
+    assert made - uses("test") == expected
+    again = set(made & uses("test"))
+    if champion_of(project) != holder or second == "test":
+        assert again == set(uses("test"))
+    else:
+        assert again == ({"evaluation[test]"} if second == "val" else set())
 
 
 def manifest_rows(project):
@@ -178,7 +189,7 @@ def test_there_and_back_again_refreshes_twice(settled):
         before = settled.newest_event()
         mask.write_bytes(change)
         settled.settle()
-        assert settled.made(after=before) == of("test") + once("all_samples")
+        assert settled.made(after=before) == of("test") + once("all_samples") + uses("test")
         assert (project.version("hdf5_pack", "test") == first) is same
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.freshness import Freshness
 from sam_laplace_assets.headless import RunFailed, refresh, tell_wait
+from sam_laplace_assets.jobs import OF_THE_CHAMPION
 from sam_laplace_assets.launcher import PROCESS
 from sam_laplace_assets.stages import stages
 from sam_laplace_assets.storage.champion import read_champion
@@ -60,14 +61,48 @@ def test_stages_go_from_the_scan_over_the_splits_to_the_title():
         ("train_and_fit", "train"),
         ("train_and_fit", "train-x"),
         ("choose_champion", ""),
+        ("evaluate", "test"),
     ]
+
+
+def test_a_test_split_alone_has_a_champion_put_to_use_on_it_once_there_is_one():
+    assert [stage.job for stage in stages(["test-x"], scanned=True)] == ["prepare_split"]
+    assert [stage.job for stage in stages(["test-x"], scanned=True, fitted=True)] == ["prepare_split", "evaluate"]
+
+
+def test_experiments_and_uses_of_other_splits_are_made_when_they_are_asked_for():
+    asked = ("evaluation", "active_prompting", "posterior_sweep")
+    found = [(stage.job, stage.partition, stage.assets) for stage in stages(["train", "test"], asked=asked)]
+    assert found[-5:] == [
+        ("evaluate", "train", ("evaluation",)),
+        ("evaluate", "test", ("evaluation", "prompt_scores")),
+        ("prompt_actively", "train", ("active_prompting",)),
+        ("prompt_actively", "test", ("active_prompting",)),
+        ("sweep_posteriors", "train", ("posterior_sweep",)),
+    ]
+
+
+def test_a_stage_needs_what_it_reads_and_nothing_else():
+    made = list(stages(["train", "val", "test"], asked=("posterior_sweep",)))
+    by_name = {f"{stage.job} {stage.partition}".strip(): stage for stage in made}
+
+    def needed(name):
+        return {other for other, stage in by_name.items() if by_name[name].needs(stage) and other != name}
+
+    packs, judge = {"prepare_split train", "prepare_split val"}, "name_validation_pack"
+    assert needed("prepare_split test") == {"scan"}
+    assert needed("train_and_fit train") == {"scan", *packs, judge}
+    assert needed("choose_champion") == {"scan", "prepare_split val", judge}
+    assert needed("evaluate test") == {"scan", "prepare_split val", "prepare_split test", judge, "choose_champion"}
+    assert needed("sweep_posteriors train") == {"scan", *packs, judge, "train_and_fit train"}
 
 
 def test_a_named_split_is_made_alone(project):
     named_split(project, "test-caves")
     (project.folder / "images" / "boxes" / "stray.png").write_bytes(b"not scanned for a named split")
     versions = project.versions()
-    assert project.refresh("test-caves") == [f"{asset}[test-caves]" for asset in SPLIT_ASSETS_IN_ORDER]
+    expected = (*SPLIT_ASSETS_IN_ORDER, *OF_THE_CHAMPION)
+    assert project.refresh("test-caves") == [f"{asset}[test-caves]" for asset in expected]
     assert project.versions() == versions
     assert len(Pack.open(project.paths.pack("test-caves"))) == 6
     assert registered(project) == {"sam_split": {*BASE, "test-caves"}, "sam_training_split": {"train"}}

@@ -12,7 +12,7 @@ from sam_laplace_assets import retraining
 from sam_laplace_assets.checks.findings import Finding
 from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.domain.sam import FrozenSam
-from sam_laplace_assets.jobs import OF_A_SPLIT, STARTED_BY
+from sam_laplace_assets.jobs import OF_A_SPLIT, OF_THE_CHAMPION, STARTED_BY
 from sam_laplace_assets.retraining import RUN_KEY, next_step
 from sam_laplace_assets.storage.champion import read_champion, read_history
 from sam_laplace_assets.storage.manifest import read_rows
@@ -71,6 +71,15 @@ def of(split, *assets):
     return {f"{name}[{split}]" for name in assets or OF_A_SPLIT}
 
 
+def uses(split):
+    return [f"{name}[{split}]" for name in OF_THE_CHAMPION]
+
+
+def to_the_title(made):
+    """The steps before the champion is put to use."""
+    return [step for step in made if not all(name.startswith(OF_THE_CHAMPION) for name in step)]
+
+
 HEAD = ["head_checkpoint[train]", "laplace_posterior[train]"]
 
 
@@ -78,7 +87,7 @@ def test_a_first_fill_goes_stage_by_stage_and_trains_once(new_project):
     made, why = Unattended(new_project).settle()
     assert made[0] == ["all_samples"]
     assert set(made[1]) == of("train") | of("val") | of("test")
-    assert made[2:] == [["validation_pack"], HEAD, ["champion"]]
+    assert made[2:] == [["validation_pack"], HEAD, ["champion"], [*uses("test")]]
     assert why == NOTHING
 
 
@@ -108,7 +117,8 @@ def test_files_in_two_splits_and_a_new_split_refresh_these_and_train_once(unatte
     assert Counter(name for step in made for name in step if "[" not in name or name in HEAD) == Counter(
         ["all_samples", *(["validation_pack"] if "val" in refreshed else []), *HEAD, "champion"]
     )
-    assert made[-1] == ["champion"]
+    assert to_the_title(made)[-1] == ["champion"]
+    assert {name for name in made[-1] if "caves" in name} == set(uses("test-caves"))
     assert why == NOTHING
 
 
@@ -121,7 +131,7 @@ def test_a_removed_sample_leaves_its_partition_and_is_trained_without(unattended
     assert made[0] == ["all_samples"]
     assert "hdf5_pack[train]" in made[1]
     assert set(made[1]) <= of("train")
-    assert made[2:] == [HEAD, ["champion"]]
+    assert to_the_title(made)[2:] == [HEAD, ["champion"]]
     assert sample["safe_id"] not in Pack.open(project.paths.pack("train")).safe_ids
     assert why == NOTHING
 
@@ -177,7 +187,7 @@ def test_a_sample_that_fails_and_is_put_up_with_does_not_keep_the_sensor_busy(un
     mask[0, :2] = True  # fewer pixels than points
     np.save(project.folder / "masks" / sample["mask_path"], mask)
     made, why = unattended.settle()
-    assert made[-1] == ["champion"]
+    assert to_the_title(made)[-1] == ["champion"]
     assert why == NOTHING
 
 
@@ -257,7 +267,7 @@ def test_a_split_that_fails_does_not_keep_the_others_from_the_title(unattended):
     shutil.rmtree(folder / "masks")
     project.change(training={"num_epochs": 3})
     made, why = unattended.settle()
-    assert made[-1] == ["champion"]
+    assert to_the_title(made)[-1] == ["champion"]
     assert "manifest[train-dark]: " in why
     assert "Not asked again" in why
 

@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from sam_laplace_assets.domain.interactive import MAX_CLICKS
 from sam_laplace_assets.settings import DEMO_FILE, SETTINGS_VARIABLE, SettingsError, load_settings, settings_file
 
 ORIGINAL = """\
@@ -137,6 +138,9 @@ def test_a_missing_key_is_named_with_its_section_and_file(load, tmp_path):
         ({"sam": {"model_type": "vit_x"}}, "sam.model_type", "'vit_h', 'vit_l', 'vit_b' or 'toy'"),
         ({"sam": {"model_type": "vit_b"}}, "sam", "checkpoint is missing: vit_b needs the path of its .pth file"),
         ({"prompt_generation": {"min_pairs": 5, "max_pairs": 3}}, "prompt_generation", "min_pairs is 5, above"),
+        ({"prompt_generation": {"mode": "boxes"}}, "prompt_generation.mode", "'interactive' (found 'boxes')"),
+        ({"prompt_generation": {"max_clicks": MAX_CLICKS + 1}}, "prompt_generation.max_clicks", "20 (found 21)"),
+        ({"prompt_generation": {"click_jitter": 1}}, "prompt_generation.click_jitter", "less than 1 (found 1)"),
         ({"laplace": {"prior_precision_grid": []}}, "laplace.prior_precision_grid", "at least 1 item"),
         ({"laplace": {"likelihood_temperature": -1}}, "laplace.likelihood_temperature:", "greater than 0"),
         ({"laplace": {"likelihood_temperature": "hot"}}, "laplace.likelihood_temperature:", "'image_cluster' (found"),

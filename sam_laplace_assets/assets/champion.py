@@ -241,7 +241,8 @@ def score_candidate(candidate: Candidate, pack: Pack, settings: Settings) -> "Sc
 
     head, laplace = candidate.restore()
     rows = read_rows(pack, memory_budget=settings.training.memory_budget)
-    return score(head, laplace, rows, logit_clip=candidate.posterior.meta["logit_clip"],
+    posterior = candidate.posterior
+    return score(head, laplace, rows, logit_clip=posterior.meta["logit_clip"], logit_scale=posterior.logit_scale,
                  batch_size=settings.training.batch_size, device=resolve_device(settings.sam.device))  # fmt: skip
 
 

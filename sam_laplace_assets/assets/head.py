@@ -1,6 +1,7 @@
 """head_checkpoint: a prompt-aware head trained on one training split."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -8,6 +9,7 @@ from pydantic import Field
 
 from sam_laplace_assets.assets.pictures import draw_curves, draw_histograms
 from sam_laplace_assets.domain.plan import Course, Item, Registered, Report, digest
+from sam_laplace_assets.domain.prompts import PromptMix
 from sam_laplace_assets.overrides import GO_ON, Overrides
 from sam_laplace_assets.partitions import require_training_split, training_splits
 from sam_laplace_assets.resources.tracking import model_names
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from sam_laplace_assets.domain.training import TrainingState
 
 HEAD_VERSION = "1"
+NOT_RECORDED = "not recorded"
 NOT_IN_ID = {"num_workers", "memory_budget"}  # change how fast, not what
 
 
@@ -62,7 +65,7 @@ def plan_head(split: str, pack: Pack, validation: Pack, settings: Settings, conf
         "training": training.model_dump(exclude=NOT_IN_ID), "version": HEAD_VERSION,
     }  # fmt: skip
     overrides = config.lasting()
-    described = {**made_from, "overrides": overrides}
+    described = {**made_from, "overrides": overrides, "prompts": asdict(PromptMix.of(pack.n_pos, pack.n_neg))}
     item = Item(run_name(split, config.label, digest(made_from)), {PART: digest(made_from)}, described)
 
     def steps(state: "TrainingState | None") -> Iterator["TrainingState"]:
@@ -150,6 +153,7 @@ def report(item: Item, training: TrainingSettings, settings: Settings) -> Report
     run = HeadRun.open(Project.of(settings).checkpoints / f"run_{item.key}")
     best = max(run.history, key=lambda record: record["val_iou"])
     facts = {"run": item.key, "best epoch": best["epoch"], "best validation IoU": best["val_iou"],
+             "prompts": run.prompts.in_words if run.prompts else NOT_RECORDED,
              "SHA-256 of best.pt": run.best_sha256}  # fmt: skip
     model = Registered(model_names(settings.mlflow)["head"], item.key)
     return Report(facts=facts, params=training.model_dump(), metrics={"best_val_iou": best["val_iou"]}, model=model,

@@ -10,10 +10,12 @@ from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
 from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import load_settings
-from sam_laplace_assets.storage.index import PART, SCHEMA, summarise
+from sam_laplace_assets.storage.index import NUMBERS, PART, SCHEMA, summarise
 from sam_laplace_assets.storage.manifest import Manifest, Sample
 from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets.storage.sam import CachedSet, SamCache
+
+INDEX_VERSION = "2"
 
 
 class IndexConfig(Overrides):
@@ -27,7 +29,7 @@ class IndexConfig(Overrides):
     io_manager_key="index_io",
     retry_policy=GO_ON,
     group_name="features",
-    code_version="1",
+    code_version=INDEX_VERSION,
     kinds={"table"},
 )
 def training_index(
@@ -45,7 +47,7 @@ def plan_training_index(manifest: Manifest, cache: SamCache, project: Project, *
     rows_digest = digest(frame.to_dict("list"))
     item = Item(manifest.split, {PART: digest([rows_digest, complete])}, (rows_digest, complete))
     facts: dict[str, Any] = {name.replace("_", " "): value for name, value in summarise(frame).items()}
-    shown = ["sample_id", "promptset_id", "k_pairs", "image_h", "image_w"]
+    shown = ["sample_id", "promptset_id", *NUMBERS, "image_h", "image_w"]
     preview = [dict(zip(shown, row, strict=True)) for row in frame[shown].head(5).itertuples(index=False)]
     reported = Report(facts=facts, metrics=summarise(frame), tables={"first rows": preview})
     return Plan([item], make=lambda item, parts: frame, report=lambda records: reported, unit="tables", force=force,
@@ -63,7 +65,8 @@ def _rows(manifest: Manifest, cache: SamCache, project: Project) -> Iterator[dic
             _refuse_other_image(sample, one, manifest.split)
             arrays = {f"{name}_path": f"{folder}/{one.path(name)}" for name in one.sha256}
             sums = {f"{name}_sha256": value for name, value in one.sha256.items()}
-            yield shared | arrays | sums | {"promptset_id": one.promptset_id, "k_pairs": one.k_pairs}
+            numbers = {name: getattr(one, name) for name in ("promptset_id", *NUMBERS)}
+            yield shared | arrays | sums | numbers
 
 
 def _refuse_other_image(sample: Sample, cached: CachedSet, split: str) -> None:

@@ -17,7 +17,7 @@ from sam_laplace_assets.storage import images, validation
 from sam_laplace_assets.storage.index import TrainingIndex
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.sam import read_array
-from sam_laplace_assets.storage.shards import ARRAYS, PART, PackedSample
+from sam_laplace_assets.storage.shards import ARRAYS, NUMBERS, PART, VERSION, PackedSample
 
 MASKS_VERSION = "1"
 
@@ -33,7 +33,7 @@ class PackConfig(Overrides):
     io_manager_key="pack_io",
     retry_policy=GO_ON,
     group_name="features",
-    code_version=MASKS_VERSION,
+    code_version=f"{MASKS_VERSION}.{VERSION}",
     kinds={"hdf5"},
 )
 def hdf5_pack(context: dg.AssetExecutionContext, config: PackConfig, training_index: TrainingIndex) -> Plan:
@@ -78,8 +78,8 @@ def read_sample(rows: pd.DataFrame, *, masks_root: Path, project_root: Path) -> 
             f"The mask of {rows['sample_id'].iloc[0]} has changed since the index was made. Materialise all_samples, "
             "then this split, again."
         )
-    return PackedSample(arrays, rows["promptset_id"].tolist(), rows["k_pairs"].tolist(),
-                        resize_nearest(mask, LOW_RES, LOW_RES))  # fmt: skip
+    numbers = {name: rows[name].tolist() for name in NUMBERS}
+    return PackedSample(arrays, numbers, resize_nearest(mask, LOW_RES, LOW_RES))
 
 
 def report(index: TrainingIndex, records: Mapping[str, Record]) -> Report:

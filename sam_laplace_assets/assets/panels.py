@@ -78,7 +78,7 @@ def draw(source: PanelSource) -> bytes:
     """The six panels of one sample as PNG."""
     arrays = {name: read_array(source.folder / source.cached.path(name), sha256=sha256)
               for name, sha256 in source.cached.sha256.items()}  # fmt: skip
-    title = f"{source.sample.sample_id}, prompt set {source.cached.promptset_id}, {source.cached.k_pairs} pairs"
+    title = f"{source.sample.sample_id}, prompt set {source.cached.promptset_id}, {source.cached.in_words}"
     return draw_panels(source.sample.image(), source.sample.mask(), arrays, title=title)
 
 

@@ -102,6 +102,37 @@ def draw_prior_search(grid: Sequence[float], val_nll: Sequence[float], *, map_nl
     return _png(figure)
 
 
+def draw_by_precision(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    ylabel: str,
+    level: tuple[str, float] | None = None,
+    chosen: float | None = None,
+) -> bytes:
+    """Curves of (prior precision, value), by label.
+
+    Args:
+        curves: label -> points.
+        ylabel: what the values are.
+        level: label and value that they are compared with.
+        chosen: a precision to be marked.
+    """
+    figure = _figure(7.5, 4)
+    axes = figure.subplots()
+    for label, points in curves.items():
+        axes.semilogx(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    if level is not None:
+        axes.axhline(level[1], color="gray", linestyle=":", label=level[0])
+    if chosen is not None:
+        axes.axvline(chosen, color="tab:green", linestyle="--", label=f"chosen: {chosen:.4g}")
+    axes.set_xlabel("prior precision")
+    axes.set_ylabel(ylabel)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 

@@ -8,7 +8,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from sam_laplace_assets.domain.clicks import Mask
 from sam_laplace_assets.domain.geometry import resize_nearest
+from sam_laplace_assets.domain.interactive import INTERACTIVE_VERSION, draw_interactive_sets
 from sam_laplace_assets.domain.manifest import check_split_key
 from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
 from sam_laplace_assets.domain.prompts import PROMPTS_VERSION, PromptSet, draw_prompt_sets
@@ -25,16 +27,18 @@ class PromptConfig(Overrides):
     force: bool = FORCE
     limit: int | None = LIMIT
     num_promptsets: int | None = Field(None, ge=1, description="prompt sets a sample")
+    mode: str | None = Field(None, description="how points are drawn: pairs or interactive")
     min_pairs: int | None = Field(None, ge=1, description="fewest pairs of a positive and a negative point")
     max_pairs: int | None = Field(None, ge=1, description="most pairs")
+    max_clicks: int | None = Field(None, ge=1, le=20, description="most clicks of an interactive set")
+    click_jitter: float | None = Field(None, ge=0, lt=1, description="how far clicks fall from the middle of an error")
     prompt_seed: int | None = Field(None, description="seed of all draws")
 
 
 @dataclass(frozen=True)
-class PromptSource:
-    """One sample, and how its prompt sets are drawn."""
+class Pairs:
+    """Prompt sets of as many points beside the object as on it."""
 
-    sample: Sample
     count: int
     min_pairs: int
     max_pairs: int
@@ -42,10 +46,46 @@ class PromptSource:
 
     @property
     def provenance(self) -> dict[str, Any]:
+        """What the prompt sets depend on beside the mask; it names no mode, as when there was no other."""
+        return {**asdict(self), "version": PROMPTS_VERSION}
+
+    def draw(self, mask: Mask, *, sample_id: str) -> tuple[PromptSet, ...]:
+        """The prompt sets of one (H, W) mask."""
+        return draw_prompt_sets(mask, sample_id=sample_id, **asdict(self))
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """Prompt sets like those of real work."""
+
+    count: int
+    max_clicks: int
+    click_jitter: float
+    prompt_seed: int
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the prompt sets depend on beside the mask."""
+        return {"mode": "interactive", **asdict(self), "version": INTERACTIVE_VERSION}
+
+    def draw(self, mask: Mask, *, sample_id: str) -> tuple[PromptSet, ...]:
+        """The prompt sets of one (H, W) mask."""
+        return draw_interactive_sets(mask, sample_id=sample_id, count=self.count, max_clicks=self.max_clicks,
+                                     prompt_seed=self.prompt_seed, jitter=self.click_jitter)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """One sample, and how its prompt sets are drawn."""
+
+    sample: Sample
+    drawn: Pairs | Clicks
+
+    @property
+    def provenance(self) -> dict[str, Any]:
         """What the prompt sets depend on."""
-        drawn = {key: value for key, value in asdict(self).items() if key != "sample"}
-        return {"mask_digest": self.sample.row["mask_digest"], "image_size": list(self.sample.size), **drawn,
-                "version": PROMPTS_VERSION}  # fmt: skip
+        seen = {"mask_digest": self.sample.row["mask_digest"], "image_size": list(self.sample.size)}
+        return seen | self.drawn.provenance
 
     def header(self) -> dict[str, Any]:
         """What their file says beside them."""
@@ -58,7 +98,7 @@ class PromptSource:
     io_manager_key="prompts_io",
     retry_policy=GO_ON,
     group_name="data",
-    code_version=PROMPTS_VERSION,
+    code_version=f"{PROMPTS_VERSION}.{INTERACTIVE_VERSION}",
     kinds={"json"},
 )
 def prompt_sets(context: dg.AssetExecutionContext, config: PromptConfig, manifest: Manifest) -> Plan:
@@ -76,19 +116,24 @@ def plan_prompt_sets(
 ) -> Plan:  # fmt: skip
     """One item a sample; its provenance leaves the image's pixels out, since points depend on the mask alone."""
     samples = [manifest[at] for at in range(len(manifest))][:limit]
-    drawn = {"min_pairs": prompting.min_pairs, "max_pairs": prompting.max_pairs, "prompt_seed": prompting.prompt_seed}
-    sources = [PromptSource(sample, count, **drawn) for sample in samples]
+    sources = [PromptSource(sample, drawing(prompting, count=count)) for sample in samples]
     items = [Item(source.sample.key, {PART: digest(source.provenance)}, source) for source in sources]
     return Plan(items, make=lambda item, parts: draw(item.source), report=lambda records: report(items, records),
                 max_failed_fraction=max_failed_fraction, force=force,
                 complete=manifest.complete and len(samples) == len(manifest))  # fmt: skip
 
 
+def drawing(prompting: PromptSettings, *, count: int) -> Pairs | Clicks:
+    """How `count` prompt sets of a sample are drawn; the settings of the other mode do not matter."""
+    if prompting.mode == "pairs":
+        return Pairs(count, prompting.min_pairs, prompting.max_pairs, prompting.prompt_seed)
+    return Clicks(count, prompting.max_clicks, prompting.click_jitter, prompting.prompt_seed)
+
+
 def draw(source: PromptSource) -> tuple[PromptSet, ...]:
     """Draw the prompt sets of one sample."""
     mask = resize_nearest(source.sample.mask(), *source.sample.size)
-    return draw_prompt_sets(mask, sample_id=source.sample.sample_id, count=source.count, min_pairs=source.min_pairs,
-                            max_pairs=source.max_pairs, prompt_seed=source.prompt_seed)  # fmt: skip
+    return source.drawn.draw(mask, sample_id=source.sample.sample_id)
 
 
 def report(items: list[Item], records: Mapping[str, Record]) -> Report:

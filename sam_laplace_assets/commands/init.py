@@ -23,8 +23,11 @@ prompt_generation:
   num_promptsets_train: 10     # prompt sets a sample
   num_promptsets_val: 4
   num_promptsets_test: 4
+  mode: pairs                  # pairs | interactive: clicks where a simulated answer is wrong, as in real work
   min_pairs: 1                 # a pair is one positive and one negative point
   max_pairs: 10
+  # max_clicks: 20             # of an interactive set, 20 at most; the first one is positive
+  # click_jitter: 0.5          # how far from the middle of an error they fall: a share of its depth, below 1
   prompt_seed: 777
   gaussian_sigma: 8            # of the point maps, pixels at 256x256
 
@@ -53,6 +56,23 @@ laplace:
   approx: diagonal             # diagonal | full
   prior_precision_grid: [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0]
   likelihood_temperature: 1.0  # a number, or image_cluster
+
+prompting:                     # where to click next; lengths are pixels at 256x256
+  strategy: entropy_interior   # sam-laplace predict --help lists them
+  suggestions: 10
+  spacing: 16                  # least distance of two suggestions
+  border: 0                    # left out along each side
+  earlier_radius: 1            # least distance from earlier clicks
+  seed: 0                      # of strategies that draw at random
+
+active_prompting:              # the experiment that compares strategies; lengths are pixels at 256x256
+  # strategies: [entropy, bald, random, oracle]   # all if left out
+  clicks: 20                   # of an interaction, with the first one; 20 at most
+  seeds: 1                     # how many, or a list of them
+  first_click_jitter: 0        # how far from the object's deepest point the first click may fall
+  click_jitter: 0              # how far from the asked point clicks may fall
+  border: 0                    # left out along each side
+  earlier_radius: 1            # least distance from earlier clicks
 
 mlflow:
   enabled: true

@@ -5,7 +5,7 @@ the shape of the original; `geometry.to_original` leads back. Of equal scores th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from types import MappingProxyType
 from typing import Any
@@ -61,9 +61,18 @@ class Maps:
                 raise ValueError(f"The truth is {self.truth.shape}, the maps are {shape}: resize it to theirs.")
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W) of every map."""
+        return self.probability.shape
+
+    @property
     def foreground(self) -> Mask:
         """(H, W) bool, where the model expects the object: probability of 0.5 or more."""
         return self.probability >= 0.5
+
+    def showing(self, truth: Mask | None) -> "Maps":
+        """The same maps with this truth, or with none."""
+        return replace(self, truth=truth)
 
 
 Score = Callable[[Maps, np.random.Generator], FloatMap]
@@ -71,7 +80,7 @@ Turns = Callable[[Maps, np.random.Generator], Iterator[Mask]]
 
 
 def _anywhere(maps: Maps, generator: np.random.Generator) -> Iterator[Mask]:
-    return repeat(np.ones(maps.probability.shape, dtype=bool))
+    return repeat(np.ones(maps.shape, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ def oracle(maps: Maps) -> FloatMap:
 
 def _noise(maps: Maps, generator: np.random.Generator) -> FloatMap:
     """Independent uniform scores: taking the best of what is free, one by one, draws evenly without replacement."""
-    return generator.random(maps.probability.shape)
+    return generator.random(maps.shape)
 
 
 def _near_foreground(maps: Maps, generator: np.random.Generator) -> Iterator[Mask]:

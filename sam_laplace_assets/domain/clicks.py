@@ -5,6 +5,7 @@ Points are (x, y), masks (H, W) bool. What lies outside the image counts as outs
 order is taken: the uppermost, then the leftmost.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice, repeat
 from typing import Any
@@ -72,7 +73,9 @@ def _inner(shape: tuple[int, ...], border: int) -> Mask:
 def _away_from(shape: tuple[int, ...], points: Sequence[tuple[float, float]] | NDArray[Any], radius: float) -> Mask:
     away = np.ones(shape, dtype=bool)
     for x, y in np.asarray(points, dtype=np.float64).reshape(-1, 2):
-        away &= squared_distances(shape, (x, y)) >= radius**2
+        rows, columns = (slice(max(math.ceil(at - radius), 0), max(math.floor(at + radius) + 1, 0)) for at in (y, x))
+        near = away[rows, columns]
+        near &= squared_distances(near.shape, (x - columns.start, y - rows.start)) >= radius**2
     return away
 
 
@@ -82,7 +85,11 @@ def depth(region: Mask, *, pitch: Pitch = SQUARE) -> FloatMap:
     Returns:
         (H, W) float64.
     """
-    return _distance(np.pad(region, 1), pitch)[1:-1, 1:-1]
+    depths = np.zeros(region.shape)
+    box = _box_of(region)
+    if region[box].size:
+        depths[box] = _distance(np.pad(region[box], 1), pitch)[1:-1, 1:-1]
+    return depths
 
 
 def distance_to(region: Mask, *, pitch: Pitch = SQUARE) -> FloatMap:
@@ -141,6 +148,16 @@ def require_mask(mask: NDArray[Any], name: str) -> None:
     """Refuse what is not a (H, W) bool array with pixels."""
     if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
         raise ValueError(f"{name} is {mask.dtype} of shape {mask.shape}: give a bool (H, W) array with pixels.")
+
+
+def _box_of(region: Mask) -> tuple[slice, slice]:
+    """The rows and the columns that hold a region: outside of them every pixel is outside it."""
+    rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+    return _span(rows), _span(columns)
+
+
+def _span(places: NDArray[np.intp]) -> slice:
+    return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0)
 
 
 def _distance(region: Mask, pitch: Pitch) -> FloatMap:

@@ -15,6 +15,7 @@ from sam_laplace_assets.domain.metrics import binary_nll, iou, row_means
 from sam_laplace_assets.domain.pack import Progress, Rows
 from sam_laplace_assets.domain.posterior import refuse_foreign
 from sam_laplace_assets.domain.predictive import Predictive, logit_variance
+from sam_laplace_assets.domain.scaling import scale_logits
 
 if TYPE_CHECKING:
     from sam_laplace_assets.domain.posterior import Posterior
@@ -31,7 +32,8 @@ class Scores:
         sam_iou, sam_nll: (N,) float64, SAM's own logits, clipped to +-logit_clip as the head sees them: unclipped, a
             few confident errors would decide its NLL. The clip leaves its IoU as it is.
         head_iou, head_nll: (N,) float64, the head at its MAP weights.
-        posterior_iou, posterior_nll: (N,) float64, the probit predictive; its mask is the head's.
+        posterior_iou, posterior_nll: (N,) float64, the probit predictive, scaled if it is used so; its mask is the
+            head's.
     """
 
     images: npt.NDArray[np.int64]
@@ -54,11 +56,12 @@ def score(
     rows: Rows,
     *,
     logit_clip: float,
+    logit_scale: float = 1.0,
     batch_size: int,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
-    """Score every row of a pack in one pass."""
+    """Score every row of a pack in one pass; `logit_scale` is the factor that the posterior's logits are used with."""
     _refuse_empty(rows)
     target_layer = laplace.model.target_layer
     refuse_foreign(laplace.mean, head, target_layer=target_layer)
@@ -71,7 +74,7 @@ def score(
         device=device,
         progress=progress,
     )
-    table = torch.stack([_row_scores(laplace, each) for each in passes]).cpu().numpy()
+    table = torch.stack([_row_scores(laplace, each, logit_scale) for each in passes]).cpu().numpy()
     return Scores(np.asarray(rows.images), *table.T)
 
 
@@ -100,10 +103,10 @@ def _refuse_empty(rows: Rows) -> None:
         raise ValueError("Cannot score: the pack has no rows. Materialise its split first.")
 
 
-def _row_scores(laplace: "Posterior", each: RowPass) -> Tensor:
+def _row_scores(laplace: "Posterior", each: RowPass, logit_scale: float) -> Tensor:
     """(6,) float64: IoU and NLL of SAM, of the head, of the posterior."""
-    predictive = Predictive(each.logits, logit_variance(laplace, each.features))
-    return _overlap_and_nll([each.inputs[:, 0], predictive.mean, predictive.logits], each.masks)
+    predictive = Predictive(*scale_logits(each.logits, logit_variance(laplace, each.features), logit_scale))
+    return _overlap_and_nll([each.inputs[:, 0], each.logits, predictive.logits], each.masks)
 
 
 def _overlap_and_nll(answers: Sequence[Tensor], masks: Tensor) -> Tensor:

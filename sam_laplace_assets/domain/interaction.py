@@ -5,7 +5,8 @@ interactions are advanced together, so that one call of a decoder can serve many
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ MISS = 20
 THRESHOLDS = (0.80, 0.85, 0.90)
 
 FloatArray = NDArray[np.float64]
-Answer = tuple[Mask, Maps]
+Answer = tuple[Mask, Maps] | tuple[Mask, Maps, Mask]
+Source = Literal["head", "sam"]
 Predict = Callable[[NDArray[np.int64], Mask], Answer]
 PredictMany = Callable[[Sequence["Interaction"]], Sequence[Answer]]
 
@@ -51,16 +53,19 @@ class Trace:
     Attributes:
         points: (K, 2) int64, (x, y) of each click, in its order.
         labels: (K,) bool, whether the object is there.
-        ious: (K,) float64, after each click.
+        ious: (K,) float64, of the head's mask after each click.
+        sam_ious: (K,) float64, of SAM's; (0,) where SAM's masks were not given.
     """
 
     points: NDArray[np.int64]
     labels: Mask
     ious: FloatArray
+    sam_ious: FloatArray = field(default_factory=lambda: np.empty(0))
 
-    def curve(self, clicks: int) -> FloatArray:
+    def curve(self, clicks: int, *, source: Source = "head") -> FloatArray:
         """(clicks,) float64, IoU after each click; a strategy with nothing left to ask keeps its last mask."""
-        return np.pad(self.ious, (0, max(clicks - len(self.ious), 0)), mode="edge")[:clicks]
+        ious = self.ious if source == "head" else self.sam_ious
+        return np.pad(ious, (0, max(clicks - len(ious), 0)), mode="edge")[:clicks]
 
 
 def first_click(truth: Mask, *, jitter: float = 0.0, generator: np.random.Generator) -> Point:
@@ -93,6 +98,7 @@ class Interaction:
         self._truth, self._strategy, self._protocol, self._generator = truth, strategy, protocol, generator
         self._clicks: list[Point] = [first]
         self._ious: list[float] = []
+        self._sam_ious: list[float] = []
 
     @property
     def points(self) -> NDArray[np.int64]:
@@ -111,16 +117,19 @@ class Interaction:
         """Whether its last click has no answer yet."""
         return len(self._ious) < len(self._clicks)
 
-    def see(self, mask: Mask, maps: Maps) -> None:
+    def see(self, mask: Mask, maps: Maps, sam_mask: Mask | None = None) -> None:
         """Score the answer to the clicks so far, then click again, unless that was the last click or none is left.
 
         Args:
-            mask: (H, W) bool, whose IoU counts.
+            mask: (H, W) bool, the head's.
             maps: what the strategy picks from; the truth is shown to a strategy that needs it, to no other.
+            sam_mask: (H, W) bool, SAM's, which is scored beside the head's; given at every click or at none.
         """
         if not self.waiting:
             raise ValueError(f"The interaction is over after {len(self._clicks)} clicks: start another one.")
         self._ious.append(mask_iou(mask, self._truth))
+        if sam_mask is not None:
+            self._sam_ious.append(mask_iou(sam_mask, self._truth))
         if len(self._clicks) < self._protocol.clicks:
             self._clicks.extend(self._next_click(maps))
 
@@ -129,7 +138,7 @@ class Interaction:
         truth = self._truth if named(self._strategy).needs_truth else None
         picks = suggest(
             self._strategy,
-            replace(maps, truth=truth),
+            maps.showing(truth),
             1,
             border=self._protocol.border,
             earlier=self.points,
@@ -145,7 +154,8 @@ class Interaction:
     def trace(self) -> Trace:
         """What happened; of clicks without an answer, nothing."""
         answered = len(self._ious)
-        return Trace(self.points[:answered], self.labels[:answered], np.array(self._ious, dtype=np.float64))
+        ious, sam_ious = (np.array(one, dtype=np.float64) for one in (self._ious, self._sam_ious))
+        return Trace(self.points[:answered], self.labels[:answered], ious, sam_ious)
 
 
 def interact(predict: Predict, interaction: Interaction) -> Trace:
@@ -162,12 +172,13 @@ def interact_together(predict_many: PredictMany, interactions: Sequence[Interact
     """Run interactions to their ends, click by click together; each gives what it would give alone.
 
     Args:
-        predict_many: answers those that wait for one, in their order, from their `points` and `labels`.
+        predict_many: answers those that wait for one, in their order, from their `points` and `labels`: the head's mask
+            and the maps, and SAM's mask if it is to be scored, too.
         interactions: new ones, of one image or of several.
     """
     while waiting := [one for one in interactions if one.waiting]:
-        for one, (mask, maps) in zip(waiting, predict_many(waiting), strict=True):
-            one.see(mask, maps)
+        for one, answer in zip(waiting, predict_many(waiting), strict=True):
+            one.see(*answer)
     return [one.trace() for one in interactions]
 
 

@@ -14,6 +14,9 @@ from sam_laplace_assets.domain.posterior import refuse_foreign
 if TYPE_CHECKING:
     from sam_laplace_assets.domain.posterior import Posterior
 
+CHUNK_PIXELS = 8192
+"""Worked on at once, so that they stay in cache."""
+
 
 @dataclass(frozen=True)
 class Predictive:
@@ -80,6 +83,10 @@ def variance_under(scale: Tensor, features: Tensor) -> Tensor:
     Returns:
         (B, H, W) float32, computed in float64.
     """
-    scale, J = scale.to(features.device), jacobian(features)
-    whitened = scale[:, None] * J if scale.ndim == 1 else scale.T @ J
-    return whitened.square().sum(0).reshape(features[:, 0].shape).float()
+    scale, variance = scale.to(features.device), torch.empty_like(features[:, 0], dtype=torch.float32)
+    pixels = torch.split(features.movedim(1, 0).flatten(1), CHUNK_PIXELS, dim=1)
+    for some, found in zip(pixels, torch.split(variance.view(-1), CHUNK_PIXELS), strict=True):
+        J = jacobian(some[None, :, :, None])
+        whitened = scale[:, None] * J if scale.ndim == 1 else scale.T @ J
+        found[:] = whitened.square().sum(0)
+    return variance

@@ -13,6 +13,7 @@ from sam_laplace_assets.domain.last_layer import features_and_logits, jacobian
 from sam_laplace_assets.domain.posterior import refuse_foreign
 from sam_laplace_assets.domain.predictive import variance_under
 from sam_laplace_assets.domain.quantities import Quantities, quantities
+from sam_laplace_assets.domain.scaling import scale_logits
 from sam_laplace_assets.domain.weight_posterior import WeightPosterior
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Predictor:
         posterior: "Posterior | WeightPosterior",
         *,
         logit_clip: float,
+        logit_scale: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> None:
         """Take a frozen copy of the head.
@@ -45,15 +47,18 @@ class Predictor:
             head: the one that the posterior was fitted to; another is PosteriorRefused.
             posterior: of laplace-torch, or its mean and covariance; diagonal or full.
             logit_clip: bound on the magnitude of SAM's logits, as in training.
+            logit_scale: factor s on every logit that is given: mean times s, variance times s^2, samples times s.
             device: where x will be.
         """
         weights = posterior if isinstance(posterior, WeightPosterior) else WeightPosterior.of(posterior)
         refuse_foreign(weights.mean, head, target_layer=weights.target_layer)
         if not 0 < logit_clip < float("inf"):
             raise ValueError(f"logit_clip is {logit_clip}. Give the positive number that the head was trained with.")
+        if not 0 < logit_scale < float("inf"):
+            raise ValueError(f"logit_scale is {logit_scale}. Give a positive number, or 1.0 for logits as they are.")
         self.head = frozen_copy(head, device=device)
         self.weights = weights.to(device)
-        self.logit_clip = logit_clip
+        self.logit_clip, self.logit_scale = logit_clip, float(logit_scale)
         self.device = next(self.head.parameters()).device
 
     @torch.no_grad()
@@ -61,7 +66,7 @@ class Predictor:
         """Mean and variance of each pixel's logit, (B, 256, 256) float32 each; the variance in squared logits."""
         pairs = [(logits, variance_under(self.weights.scale, features)) for features, logits in self._items(x)]
         means, variances = zip(*pairs, strict=True)
-        return torch.cat(means), torch.cat(variances)
+        return scale_logits(torch.cat(means), torch.cat(variances), self.logit_scale)
 
     def quantities(self, x: Tensor) -> Quantities:
         """Probability, entropies and mutual information in nats, (B, 256, 256) float64 each, by quadrature."""
@@ -90,7 +95,7 @@ class Predictor:
         samples = torch.empty(n, len(x), LOW_RES, LOW_RES, device=self.device)
         for i, (features, logits) in enumerate(items):
             samples[:, i] = logits + (deviations @ jacobian(features)).reshape(-1, LOW_RES, LOW_RES)
-        return samples
+        return samples.mul_(self.logit_scale)
 
     def _items(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (1, C, H, W) and outputs (1, H, W) of the last layer for each item, once all items are checked."""

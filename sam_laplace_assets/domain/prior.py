@@ -1,33 +1,38 @@
-"""Choice of the prior precision by validation likelihood, all of a grid in one pass."""
+"""Choice of the prior precision: by validation likelihood, all of a grid in one pass, or by marginal likelihood."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sam_laplace_assets.domain.curvature import Curvature, spectrum
-from sam_laplace_assets.domain.last_layer import jacobian, row_passes
-from sam_laplace_assets.domain.metrics import binary_nll
+from sam_laplace_assets.domain.calibration import Scale
+from sam_laplace_assets.domain.curvature import Curvature
+from sam_laplace_assets.domain.evidence import BOUNDS, Evidence
+from sam_laplace_assets.domain.judging import Form, judge
 from sam_laplace_assets.domain.pack import Progress, Rows
-from sam_laplace_assets.domain.posterior import refuse_foreign
-from sam_laplace_assets.domain.predictive import probit_logits
 
 TIE = 1e-6
 """Nats a pixel. Precisions whose NLL is this near to the best one are equally good."""
+PriorMethod = Literal["grid", "marginal_likelihood"]
 
 
 @dataclass(frozen=True)
 class PriorSearch:
-    """What validation says about prior precisions.
+    """What validation and the marginal likelihood say about prior precisions.
 
     Attributes:
-        grid: the precisions, ascending.
+        grid: the precisions that validation was asked about, ascending; by marginal likelihood the chosen one alone.
         val_nll: NLL of the probit predictive at each, nats, a mean over pixels and rows.
         map_nll: NLL of the head without a posterior, likewise.
-        chosen: the largest precision within `TIE` of the best: where data do not decide, the tighter posterior.
+        chosen: of a grid, the largest precision within `TIE` of the best: where data do not decide, the tighter
+            posterior.
         flat: all of a grid of several are within `TIE`, so the data do not decide at all.
-        at_edge: the grid is not flat, and the choice is its first or last: the best may lie beyond.
+        at_edge: the grid is not flat, and the choice is its first or last, or the marginal likelihood still grows at
+            the end of `evidence.BOUNDS`: the best may lie beyond.
+        method: `grid` or `marginal_likelihood`.
+        curve: (precision, log marginal likelihood in nats) around the choice, if it was made by that.
     """
 
     grid: tuple[float, ...]
@@ -36,6 +41,26 @@ class PriorSearch:
     chosen: float
     flat: bool
     at_edge: bool
+    method: PriorMethod = "grid"
+    curve: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def chosen_nll(self) -> float:
+        """Validation NLL at the chosen precision."""
+        return self.val_nll[self.grid.index(self.chosen)]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A prior precision and what follows it.
+
+    Attributes:
+        search: how it was chosen.
+        scale: the logit scale at it; None where no factor is best.
+    """
+
+    search: PriorSearch
+    scale: Scale | None
 
 
 def choose_prior_precision(grid: Sequence[float], val_nll: Sequence[float], *, map_nll: float) -> PriorSearch:
@@ -54,45 +79,60 @@ def tune_prior_precision(
     validation: Rows,
     *,
     prior_precision_grid: Sequence[float],
+    prior: PriorMethod = "grid",
     temperature: float = 1.0,
     logit_clip: float,
     batch_size: int,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-) -> PriorSearch:
-    """Validation NLL of the probit predictive for every prior precision of the grid.
+) -> Tuned:
+    """The prior precision, its validation NLL and the logit scale that goes with it, in one pass over validation.
 
-    In the basis U of H's eigenvectors every grid point's variance is a weighted sum of the same squares, v = sum_k
-    (U^T J)_k^2 / (h_k / T + precision), so one matrix product serves them all.
+    Args:
+        head: at its MAP weights.
+        curvature: of the training pack.
+        validation: what the grid, or the precision of the largest marginal likelihood, is judged on.
+        prior_precision_grid: precisions to choose from; not used by `marginal_likelihood`.
+        prior: `grid` or `marginal_likelihood`.
+        temperature: T of the likelihood.
     """
-    grid = _checked(prior_precision_grid)
-    if not len(validation):
-        raise ValueError("Cannot tune prior_precision: the validation pack has no rows. Materialise val first.")
-    refuse_foreign(curvature.weights, head, target_layer=curvature.target_layer)
-    eigenvalues, basis = (part.to(device) for part in spectrum(curvature.hessian))
-    variances = 1 / (eigenvalues / temperature + torch.tensor(grid, dtype=torch.float64, device=device)[:, None])
-    nll = torch.zeros(len(grid) + 1, dtype=torch.float64, device=device)
-    for each in row_passes(
+    evidence = Evidence.of(curvature, temperature=temperature)
+    grid = checked_grid(prior_precision_grid) if prior == "grid" else (evidence.most_likely(),)
+    judged = judge(
         head,
+        curvature,
+        [Form.of(curvature, [(temperature, precision) for precision in grid])],
         validation,
-        target_layer=curvature.target_layer,
         logit_clip=logit_clip,
         batch_size=batch_size,
         device=device,
         progress=progress,
-    ):
-        squares = (basis.T @ jacobian(each.features)).square()
-        nll += _nll_of_each(each.logits.flatten().double(), variances @ squares, each.masks.flatten())
-    means = (nll / len(validation)).tolist()
-    return choose_prior_precision(grid, means[1:], map_nll=means[0])
+    )
+    search = (
+        choose_prior_precision(grid, judged.nll, map_nll=judged.map_nll)
+        if prior == "grid"
+        else most_likely_prior(evidence, judged.nll[0], map_nll=judged.map_nll)
+    )
+    return Tuned(search, judged.scales[grid.index(search.chosen)])
 
 
-def _nll_of_each(logits: Tensor, variance: Tensor, masks: Tensor) -> Tensor:
-    """NLL, a mean over pixels, of the logits (n,) and of their probit predictive at each variance (G, n): (G + 1,)."""
-    return binary_nll(torch.cat([logits[None], probit_logits(logits, variance)]), masks).mean(1)
+def most_likely_prior(evidence: Evidence, val_nll: float, *, map_nll: float) -> PriorSearch:
+    """The precision of the largest marginal likelihood, whose validation NLL is given."""
+    chosen = evidence.most_likely()
+    return PriorSearch(
+        (chosen,),
+        (val_nll,),
+        map_nll,
+        chosen,
+        flat=False,
+        at_edge=chosen in BOUNDS,
+        method="marginal_likelihood",
+        curve=evidence.curve(chosen),
+    )
 
 
-def _checked(grid: Sequence[float]) -> tuple[float, ...]:
+def checked_grid(grid: Sequence[float]) -> tuple[float, ...]:
+    """The precisions, ascending, each once. Raises ValueError for what is no precision."""
     ascending = tuple(sorted({float(precision) for precision in grid}))
     if not ascending or not 0 < ascending[0] <= ascending[-1] < float("inf"):
         raise ValueError(f"laplace.prior_precision_grid is {list(grid)}. Give one positive number or more.")

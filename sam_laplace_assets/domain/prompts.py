@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,55 @@ class PromptSet:
 
     @property
     def k_pairs(self) -> int:
-        """Pairs of a positive and a negative point; drawn sets have nothing else."""
+        """Pairs of a positive and a negative point; what an unbalanced set has beyond them is not counted."""
         return min(len(self.pos), len(self.neg))
+
+
+@dataclass(frozen=True)
+class PromptMix:
+    """What prompt sets some rows are of: what a head has seen, and what it has not.
+
+    Attributes:
+        mode: "pairs" where every row has as many positive as negative points, else "interactive".
+        least: fewest points of a row, positive and negative ones together.
+        most: the most.
+        positive_share: positive points among all points of all rows, from 0 to 1.
+        one_click_rows: rows with one point only.
+    """
+
+    mode: Literal["pairs", "interactive"]
+    least: int
+    most: int
+    positive_share: float
+    one_click_rows: int
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("pairs", "interactive"):
+            raise ValueError(f"Prompts are drawn in mode pairs or interactive, not {self.mode!r}.")
+        if not 1 <= self.least <= self.most or not 0 <= self.positive_share <= 1 or self.one_click_rows < 0:
+            raise ValueError(f"{self} cannot be: count 1 point or more, a share from 0 to 1, and no rows below 0.")
+
+    @classmethod
+    def of(cls, n_pos: NDArray[np.integer[Any]], n_neg: NDArray[np.integer[Any]]) -> "PromptMix":
+        """The mix of rows with these numbers of points.
+
+        Args:
+            n_pos: (N,) positive points of each row.
+            n_neg: (N,) negative ones.
+        """
+        points = n_pos + n_neg
+        if not points.size:
+            raise ValueError("Cannot say what prompt sets no rows are of: give one at least.")
+        mode: Literal["pairs", "interactive"] = "pairs" if (n_pos == n_neg).all() else "interactive"
+        share = float(n_pos.sum() / points.sum())
+        return cls(mode, int(points.min()), int(points.max()), share, int((points == 1).sum()))
+
+    @property
+    def in_words(self) -> str:
+        """`pairs, 1 to 10 of each`, or `interactive, 1 to 20 clicks, 63 % positive`."""
+        if self.mode == "pairs":
+            return f"pairs, {self.least // 2} to {self.most // 2} of each"
+        return f"interactive, {self.least} to {self.most} clicks, {100 * self.positive_share:.0f} % positive"
 
 
 def draw_prompt_sets(
@@ -121,4 +168,5 @@ def gaussian_map(points: NDArray[Any], *, sigma: float, size: int = LOW_RES) -> 
     offsets = np.arange(size, dtype=np.float64) - points.T[:, :, None]
     columns, rows = np.exp(-np.square(offsets) / (2 * sigma**2))
     summed: NDArray[np.float64] = rows.T @ columns
+    summed[summed < 2.0**-25] = 0.0  # as float16 rounds it, but far faster
     return np.minimum(summed, 1.0).astype(np.float16)

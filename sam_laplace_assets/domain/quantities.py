@@ -4,8 +4,10 @@ With f ~ N(m, v) and H the entropy of Bernoulli(sigmoid(f)): probability p = E[s
 expected entropy E[H(f)], and their difference, the mutual information of the pixel's label and the weights (BALD,
 Houlsby et al. 2011). Two rules:
 
-    sd <= 1  Gauss-Hermite with 32 nodes. Its error grows with the sd: 1e-12 of the largest MI at 1, 2e-6 at 2, and
+    sd <= 1  Gauss-Hermite. Its error grows with the sd: with 32 nodes 1e-12 of the largest MI at 1, 2e-6 at 2, and
              even with 128 nodes 5e-4 at 8 and 9 % at 100, where hardly a node meets the logits at which H is not 0.
+             Narrow logits need fewer nodes: 6 up to an sd of 1/8 and 16 up to 1/2 differ from 64 nodes by no more
+             than 3e-14 of the expectations and 1e-11 of MI, which is mostly rounding.
     sd > 1   a trapezoid over a logistic variable L: E[sigmoid(f)] = E[Phi((m - L) / sd)], and by parts also
              E[H(f)] = -E[L Phi((m - L) / sd)], so both are sums over the same 161 values of L at every m and sd.
 
@@ -26,9 +28,8 @@ from sam_laplace_assets.domain.finite import refuse_not_finite, refuse_where
 from sam_laplace_assets.domain.metrics import bernoulli_variance, binary_entropy
 
 CHUNK_PIXELS = 16_384
-HERMITE_NODES = 32
-NARROW = 1.0
-"""Largest standard deviation of a logit that Gauss-Hermite integrates."""
+HERMITE_NODES = ((0.125, 6), (0.5, 16), (1.0, 32))
+"""Up to which standard deviation of a logit Gauss-Hermite integrates with how many nodes."""
 LOGISTIC_NODES, LOGISTIC_STEP = 161, 0.6
 """Values of the logistic variable from -48 to 48, outside of which it has 3e-21 of its mass."""
 TINY = 1e-7
@@ -104,16 +105,21 @@ def _entropy_of_probability(rarer: Tensor) -> Tensor:
 def _expectations(mean: Tensor, deviation: Tensor) -> Tensor:
     """E[sigmoid(f)] and E[H(f)], (2, n), for means (n,) of at most 0."""
     found = mean.new_empty(2, len(mean))
-    narrow = deviation <= NARROW
-    for chosen, rule in ((narrow, _by_hermite), (~narrow, _by_logistic)):
-        found[:, chosen] = rule(mean[chosen], deviation[chosen])
+    widest = [edge for edge, _ in HERMITE_NODES]
+    kind = torch.bucketize(deviation, deviation.new_tensor(widest))
+    for number in range(len(widest) + 1):
+        at = (kind == number).nonzero()[:, 0]  # a mask would be searched at every use of it: five times the work
+        if len(at):
+            chosen = mean[at], deviation[at]
+            rule = _by_logistic(*chosen) if number == len(widest) else _by_hermite(*chosen, HERMITE_NODES[number][1])
+            found.index_copy_(1, at, rule)
     return found
 
 
-def _by_hermite(mean: Tensor, deviation: Tensor) -> Tensor:
+def _by_hermite(mean: Tensor, deviation: Tensor, nodes: int) -> Tensor:
     """Both expectations (2, n) as sums over the logit's quantiles; node by node, so that all stays in cache."""
     found = mean.new_zeros(2, len(mean))
-    for node, weight in _hermite_rule():
+    for node, weight in _hermite_rule(nodes):
         logits = mean + deviation * node
         found[0] += weight * torch.sigmoid(logits)
         found[1] += weight * binary_entropy(logits)
@@ -131,10 +137,10 @@ def _by_logistic(mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 @functools.cache
-def _hermite_rule() -> Sequence[tuple[float, float]]:
+def _hermite_rule(nodes: int) -> Sequence[tuple[float, float]]:
     """(node, weight) for the standard normal distribution."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(HERMITE_NODES)
-    return list(zip(nodes.tolist(), (weights / weights.sum()).tolist(), strict=True))
+    places, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    return list(zip(places.tolist(), (weights / weights.sum()).tolist(), strict=True))
 
 
 @functools.cache

@@ -125,7 +125,7 @@ class TrackedRun:
             for title, png in report.pictures.items():
                 _put(folder / "pictures" / f"{title}{suffix}.png", png)
             for title, content in report.files.items():
-                _put(folder / "model" / title, content)
+                _put(folder / (MODEL if report.model else "files") / title, content)
             client.log_artifacts(self.run_id, str(folder))
 
 
@@ -136,6 +136,8 @@ def _put(path: Path, content: bytes) -> None:
 
 RUN_TAG = "sam_laplace.run_id"
 ALIAS = "champion"
+MODEL = "model"
+"""Folder of the files that are a model; others lie in `files`."""
 
 
 def register(client: "MlflowClient", model: Registered, mlflow_run: str) -> None:
@@ -146,7 +148,7 @@ def register(client: "MlflowClient", model: Registered, mlflow_run: str) -> None
         client.create_registered_model(model.name)
     if _versions(client, model):
         return
-    source = f"{client.get_run(mlflow_run).info.artifact_uri}/model"
+    source = f"{client.get_run(mlflow_run).info.artifact_uri}/{MODEL}"
     client.create_model_version(model.name, source=source, run_id=mlflow_run, tags={RUN_TAG: model.run_id})
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of a head, as a folder `run_<id>/`. version 1
 
-config.yaml         what it was trained with
+config.yaml         what it was trained with; `prompts` (what prompt sets its rows are of) is not in those of before
 last.pt             head weights after the last epoch; best.pt: after the best one (by validation IoU)
 optimizer_last.pt, scaler_last.pt   what going on needs beside them
 epoch_state.json    which epoch, the history, whether it is finished, and the SHA-256 of each file above
@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
+from sam_laplace_assets.domain.prompts import PromptMix
 from sam_laplace_assets.storage import files, weights
 from sam_laplace_assets.storage.runs import RunStore, refuse_finished
 from sam_laplace_assets.storage.store import NotMade
@@ -62,6 +63,12 @@ class HeadRun:
     def overrides(self) -> Mapping[str, Any]:
         """Launchpad fields that it was made with."""
         return dict(self.config["overrides"])
+
+    @property
+    def prompts(self) -> PromptMix | None:
+        """What prompt sets it was trained on; None for a head of before this was recorded."""
+        recorded = self.config.get("prompts")
+        return None if recorded is None else PromptMix(**recorded)
 
     def weights(self) -> dict[str, Any]:
         """State dict of the best epoch, checked against its SHA-256."""

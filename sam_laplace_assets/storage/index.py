@@ -1,7 +1,8 @@
-"""The training index of one split: a row a (sample, prompt set), in the order of the pack. version 1
+"""The training index of one split: a row a (sample, prompt set), in the order of the pack. version 2
 
 The columns of `SCHEMA`. `logits_256_path`, `pos_map_path` and `neg_map_path` are relative to the project root,
-`image_path` and `mask_path` to their roots; the digests are those of the content that the row stands for.
+`image_path` and `mask_path` to their roots; the digests are those of the content that the row stands for. `n_pos` and
+`n_neg` are numbers of points, since version 2; `k_pairs` is the smaller one.
 """
 
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from sam_laplace_assets.domain.plan import Item, Record
 from sam_laplace_assets.storage import tables
 from sam_laplace_assets.storage.store import NotMade, OneItemStore
 
-VERSION = 1
+VERSION = 2
 PART = "table"
+NUMBERS = ("k_pairs", "n_pos", "n_neg")
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()), ("safe_id", pa.string()), ("split", pa.string()), ("promptset_id", pa.int64()),
         ("image_path", pa.string()), ("image_h", pa.int64()), ("image_w", pa.int64()), ("mask_path", pa.string()),
         ("logits_256_path", pa.string()), ("pos_map_path", pa.string()), ("neg_map_path", pa.string()),
-        ("k_pairs", pa.int64()),
+        ("k_pairs", pa.int64()), ("n_pos", pa.int64()), ("n_neg", pa.int64()),
         ("image_digest", pa.string()), ("mask_digest", pa.string()),
         ("logits_256_sha256", pa.string()), ("pos_map_sha256", pa.string()), ("neg_map_sha256", pa.string()),
     ]
@@ -53,7 +55,7 @@ class IndexStore(OneItemStore):
     def records(self, items: Any) -> dict[str, Record]:
         """The record that the table's note holds."""
         note = tables.read_note(self._path, version=VERSION)
-        if note is None:
+        if note is None or note["version"] < VERSION:
             return {}
         record = Record({PART: note["provenance"]}, {PART: note["data_version"]}, note["summary"])
         return {item.key: record for item in items}
@@ -69,15 +71,25 @@ class IndexStore(OneItemStore):
 
 
 def summarise(frame: pd.DataFrame) -> dict[str, float]:
-    """Rows, unique samples and mean number of pairs."""
-    mean = float(frame["k_pairs"].mean()) if len(frame) else 0.0
-    return {"rows": len(frame), "samples": int(frame["safe_id"].nunique()), "mean_k_pairs": round(mean, 3)}
+    """Rows, unique samples and mean numbers of pairs, positive and negative points."""
+    means = {f"mean_{name}": round(float(frame[name].mean()) if len(frame) else 0.0, 3) for name in NUMBERS}
+    return {"rows": len(frame), "samples": int(frame["safe_id"].nunique()), **means}
 
 
 def read_index(stem: Path, table_format: tables.Format, *, split: str) -> tuple[pd.DataFrame, bool]:
-    """The rows of a split's index, and whether they are all of them. Raises `NotMade` if it was never made."""
+    """The rows of a split's index, and whether they are all of them.
+
+    Raises:
+        NotMade: it was never made.
+        TableRefused: it is of an older version, or not whole.
+    """
     path = tables.path_of(stem, table_format)
     note = tables.read_note(path, version=VERSION)
     if note is None:
         raise NotMade(f"{path.name} is not there. Materialise training_index[{split}] first.")
+    if note["version"] < VERSION:
+        raise tables.TableRefused(
+            f"{path} has format version {note['version']}, without numbers of positive and negative points. "
+            f"Materialise training_index[{split}] again; SAM is not asked for it."
+        )
     return tables.read_table(path, SCHEMA), bool(note["complete"])

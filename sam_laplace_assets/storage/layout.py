@@ -11,7 +11,7 @@ import numpy as np
 
 from sam_laplace_assets.domain.plan import digest
 from sam_laplace_assets.storage import shards as shard_files
-from sam_laplace_assets.storage.shards import ARRAYS, SHAPE, ShardSource, Slot, write_strings
+from sam_laplace_assets.storage.shards import ARRAYS, NUMBERS, SHAPE, ShardSource, Slot, write_strings
 
 MISSING = np.uint8(255)
 """What HDF5 reads as a mask where a shard is gone."""
@@ -50,7 +50,7 @@ def write_layout(path: Path, shards: Path, pack: Layout) -> None:
         masks = [(slot.shard, slot.mask, slot.mask + 1) for slot in slots]
         _virtual(file, "mask", "uint8", len(slots), masks, sources, MISSING)
         file["mask_of_row"] = np.repeat(np.arange(len(slots)), [slot.rows for slot in slots])
-        for name in ("promptset_id", "k_pairs"):
+        for name in NUMBERS:
             values = [sources[slot.shard].columns[name][slot.first : slot.last] for slot in slots]
             file[name] = np.concatenate(values) if values else np.zeros(0, dtype=np.int64)
         write_strings(file, "safe_id", list(pack.slots))

@@ -1,8 +1,9 @@
-"""Packs: the arrays of an index's rows in HDF5, as immutable shards and one file over them. version 1
+"""Packs: the arrays of an index's rows in HDF5, as immutable shards and one file over them. version 2
 
 <split>_shards/<digest>.h5   some samples, complete with all their rows
   logits_256, pos_map, neg_map  (R, 256, 256) float16, one row a chunk with its checksum, uncompressed
-  promptset_id, k_pairs         (R,) int64
+  promptset_id                  (R,) int64
+  k_pairs, n_pos, n_neg         (R,) int64: positive and negative points since version 2, and the smaller number of both
   mask                          (S, 256, 256) uint8, 0 or 1, one sample a chunk with its checksum
   safe_id, rows_digest          (S,) strings: which sample, and from what its rows were made
   first_row                     (S + 1,) int64: the rows of sample s are first_row[s]:first_row[s + 1]
@@ -10,7 +11,7 @@
 <split>.h5                   the split, in the index's order
   logits_256, pos_map, neg_map  (N, 256, 256) virtual, over the shards
   mask                          (I, 256, 256) virtual;  mask_of_row (N,) int64: which mask a row has
-  promptset_id, k_pairs (N,);   safe_id (I,)
+  promptset_id, k_pairs, n_pos, n_neg (N,);   safe_id (I,)
   attributes: format, version, split, complete, data_version, layout (digest of it all), shards (JSON, name -> bytes)
 
 A shard is named by the digest of what it holds and never changes. HDF5 would read a missing shard as NaN and 255: the
@@ -66,7 +67,7 @@ class PackStore:
         except BaseException:
             self._writer.abandon()
             raise
-        if len(self._writer.promptset_id) >= ROWS_PER_SHARD:
+        if self._writer.rows >= ROWS_PER_SHARD:
             self._close()
         return Record(item.parts, {PART: item.parts[PART]})
 
@@ -152,6 +153,8 @@ class Pack:
         complete: whether it holds all rows of its split.
         safe_ids: (I,) samples, in order.
         images: (N,) int64, which sample a row belongs to.
+        n_pos: (N,) int64, positive points of each row's prompt set.
+        n_neg: (N,) int64, negative ones.
     """
 
     path: Path
@@ -160,6 +163,8 @@ class Pack:
     complete: bool
     safe_ids: tuple[str, ...]
     images: np.ndarray
+    n_pos: np.ndarray
+    n_neg: np.ndarray
 
     @classmethod
     def open(cls, path: Path) -> "Pack":
@@ -168,7 +173,7 @@ class Pack:
             names = tuple(file["safe_id"].asstr()[:].tolist())
             attributes = {name: file.attrs[name] for name in ("split", "data_version")}
             return cls(path, **attributes, complete=bool(file.attrs["complete"]), safe_ids=names,
-                       images=file["mask_of_row"][:])  # fmt: skip
+                       images=file["mask_of_row"][:], n_pos=file["n_pos"][:], n_neg=file["n_neg"][:])  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.images)
@@ -184,7 +189,7 @@ def open_pack(path: Path) -> h5py.File:
 
     Raises:
         NotMade: there is no pack.
-        PackRefused: it cannot be read, or a shard is missing or cut; names it and says what to do.
+        PackRefused: it cannot be read, is of an older version, or a shard is missing or cut; names it, says what to do.
         NewerFormat: it was written by a newer version.
     """
     if not path.exists():
@@ -197,6 +202,11 @@ def open_pack(path: Path) -> h5py.File:
         if file.attrs.get("format") != "pack":
             raise PackRefused(f"{path} is not a pack of this project. Move it away and materialise hdf5_pack again.")
         files.refuse_newer(path, file.attrs["version"], version=VERSION)
+        if file.attrs["version"] < VERSION:
+            raise PackRefused(
+                f"{path} has format version {file.attrs['version']}, without numbers of positive and negative points. "
+                "Materialise hdf5_pack again; SAM is not asked for it."
+            )
         check_shards(path, file)
     except BaseException:
         file.close()

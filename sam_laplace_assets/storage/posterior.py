@@ -1,11 +1,14 @@
-"""A Laplace posterior, as a folder `run_<id>/`. version 2
+"""A Laplace posterior, as a folder `run_<id>/`. version 3
 
 laplace_state.pt       `laplace`, laplace-torch's own state, and `head`, the weights of the head that it belongs to;
                        plain tensors and numbers, read with `weights_only=True`; version 1 has the state alone
 laplace_config.yaml    the settings that it was fitted with
 posterior_meta.json    written last: run, head and its SHA-256, packs, approximation, prior precision and its grid with
                        validation NLL, temperature, counts, versions, warnings, and the SHA-256 of the files above;
-                       since version 2 also `probe`: what it predicts on an input that no data decide
+                       since version 2 also `probe`: what it predicts on an input that no data decide; since version 3
+                       also `logit_scale`: {value, nll_before, nll_after, applied}, the factor on its logits that
+                       validation likes best, and whether it is part of what the posterior predicts; the probe is taken
+                       without it; value and NLLs are null where no factor is best
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +26,7 @@ from sam_laplace_assets.storage.store import NotMade
 if TYPE_CHECKING:
     from sam_laplace_assets.domain.predictor import Predictor
 
-VERSION = 2
+VERSION = 3
 PART = "run"
 META = "posterior_meta.json"
 STATE = "laplace_state.pt"
@@ -79,6 +82,12 @@ class PosteriorRun:
             )
         return dict(self._saved()["head"])
 
+    @property
+    def logit_scale(self) -> float:
+        """The factor on logits that it is used with; 1.0 where none is applied, and before version 3."""
+        scale = self.meta.get("logit_scale", {})
+        return float(scale["value"]) if scale.get("applied") else 1.0
+
     def _saved(self) -> dict[str, Any]:
         return dict(weights.load(_verified(self.folder, STATE, self.meta)))
 
@@ -92,7 +101,7 @@ def open_predictor(folder: Path, *, device: str = "cpu") -> "Predictor":
     run = PosteriorRun.open(folder)
     head = restore_head(run.head())
     laplace = restore_laplace(head, run.state(), target_layer=run.meta["target_layer"])
-    return Predictor(head, laplace, logit_clip=run.meta["logit_clip"], device=device)
+    return Predictor(head, laplace, logit_clip=run.meta["logit_clip"], logit_scale=run.logit_scale, device=device)
 
 
 class PosteriorStore(RunStore):

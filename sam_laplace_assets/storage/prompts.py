@@ -3,7 +3,7 @@
 format, version   "prompt_sets", 1
 sample_id         "<class>/<stem>"
 image_h, image_w  size of the image that the points lie on, pixels
-provenance        what the sets were drawn from: mask digest, image size, seed, counts
+provenance        what the sets were drawn from: mask digest, image size, seed, counts, and the mode if interactive
 points_digest     of the points of all sets
 prompt_sets       [{promptset_id, k_pairs, pos: [[x, y], ...], neg: [[x, y], ...]}], pixels of the original image
 """

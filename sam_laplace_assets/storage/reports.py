@@ -52,14 +52,17 @@ class Findings:
         tables: table name -> frame, for every table of the layout.
         pictures: name -> PNG file.
         facts: figures and words, as plain JSON; those of summary.json.
+        complete: whether they are of all that there is; of a trial they are not.
     """
 
     tables: "Mapping[str, pd.DataFrame]"
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = True
 
 
 Conclude = Callable[[Iterator[tuple[str, Any]]], Findings]
+"""Where it has a `made_from` (JSON), what it concludes follows from that, too: another has it conclude anew."""
 
 
 class ReportStore(OneItemStore):
@@ -81,7 +84,7 @@ class ReportStore(OneItemStore):
 
     def write(self, item: Item, parts: frozenset[str], value: Findings) -> Record:
         """Put a report in place."""
-        version = write_report(self._folder, self._layout, value, provenance=item.parts[PART])
+        version = write_report(self._folder, self._layout, value, provenance=item.parts[PART], complete=value.complete)
         return Record(item.parts, {PART: version})
 
 
@@ -102,7 +105,7 @@ class SampleReportStore(FileStore):
 
     def read_record(self, key: str) -> Record | None:
         """What is known of a sample's file, if it is whole."""
-        found = _read_sample(self._file(key))
+        found = read_sample(self._file(key))
         return None if found is None else _sample_record(found)
 
     def write_files(self, item: Item, parts: frozenset[str], value: Any) -> Record:
@@ -116,28 +119,34 @@ class SampleReportStore(FileStore):
         """Conclude from the samples that are there, unless that was done."""
         version = super().finish(plan, records, complete=complete)
         conclude: Conclude = plan.finish
-        summary = read_summary(self._folder)
-        if records and (summary is None or summary["provenance"] != version or summary["complete"] != complete):
+        summary, made_from = read_summary(self._folder), _made_from(plan, version)
+        if records and (summary is None or summary["provenance"] != made_from or summary["complete"] != complete):
             found = conclude((item.key, self._found(item.key)) for item in plan.items if item.key in records)
-            write_report(self._folder, self._layout, found, provenance=version, complete=complete)
+            write_report(self._folder, self._layout, found, provenance=made_from, complete=complete)
         return version
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
         """Whether the report says what follows from just these samples."""
         summary = read_summary(self._folder)
-        concluded = summary is not None and summary["provenance"] == self._ledger.data_version
+        concluded = summary is not None and summary["provenance"] == _made_from(plan, self._ledger.data_version)
         return super().finished(plan, records) and (concluded or not records)
 
     def _file(self, key: str) -> Path:
         return self._folder / "samples" / f"{key}.json"
 
     def _found(self, key: str) -> Any:
-        sample = _read_sample(self._file(key))
+        sample = read_sample(self._file(key))
         if sample is None:
             raise ValueError(
                 f"{self._file(key)} was damaged while it was read. Materialise {self._layout.asset} again."
             )
         return sample["found"]
+
+
+def _made_from(plan: Plan | Course, version: str) -> str:
+    """What a report follows from: the samples, and what its conclusion names beside them."""
+    beside = getattr(plan.finish, "made_from", None)
+    return version if beside is None else digest([version, beside])
 
 
 def write_report(folder: Path, layout: Layout, found: Findings, *, provenance: str, complete: bool = True) -> str:
@@ -200,7 +209,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_sample(path: Path) -> dict[str, Any] | None:
+def read_sample(path: Path) -> dict[str, Any] | None:
     """What a sample's file holds, or None where it is not whole. Raises `NewerFormat`."""
     try:
         sample = dict(files.read_json(path))

@@ -6,6 +6,7 @@ neg_map.npy     (256, 256) float16, the same for the negative points
 meta.json       written last: points (original and 256 pixels), branch, predicted IoUs, sigma, dtypes, logits_size,
                 SHA-256 of each array file, and the provenance of logits and of maps
 
+`k_pairs` is the smaller one of the numbers of positive and negative points; the ledger's summary has all three.
 A part (`NNNN/logits`, `NNNN/maps`) whose files do not have the SHA-256 that meta.json names is not there.
 """
 
@@ -53,8 +54,17 @@ class CachedSet:
     key: str
     promptset_id: int
     k_pairs: int
+    n_pos: int
+    n_neg: int
     sha256: Mapping[str, str]
     image_digest: str
+
+    @property
+    def in_words(self) -> str:
+        """`3 pairs`, or `4 positive, 1 negative points`."""
+        if self.n_pos == self.n_neg:
+            return f"{self.k_pairs} pairs"
+        return f"{self.n_pos} positive, {self.n_neg} negative points"
 
     def path(self, array: str) -> str:
         """Where an array file lies below the split's folder."""
@@ -82,7 +92,7 @@ class SamCache:
             pos, neg = record.contents[f"{name}/maps"].split("+")
             sha256 = {"logits_256": record.contents[f"{name}/logits"], "pos_map": pos, "neg_map": neg}
             facts = record.summary[name]
-            yield CachedSet(key, int(name), int(facts["k_pairs"]), sha256, facts["image_digest"])
+            yield CachedSet(key, int(name), *_numbers_of_points(facts), sha256, facts["image_digest"])
 
 
 class SamStore(FileStore):
@@ -123,6 +133,12 @@ class SamStore(FileStore):
         found = {name: _whole_meta(self._folder / item.key / name) for name in others}
         metas |= {name: meta for name, meta in found.items() if meta is not None}
         return _record([metas[name] for name in sorted(metas)])
+
+
+def _numbers_of_points(facts: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Pairs, positive and negative points; who told the pairs alone had drawn nothing else."""
+    pairs = int(facts["k_pairs"])
+    return pairs, int(facts.get("n_pos", pairs)), int(facts.get("n_neg", pairs))
 
 
 def ledger_path(folder: Path) -> Path:
@@ -194,6 +210,7 @@ def _record(metas: Sequence[Mapping[str, Any]]) -> Record:
     for meta in metas:
         name = f"{meta['promptset_id']:04d}"
         summary[name] = {"k_pairs": meta["k_pairs"], "branch": meta.get("branch")}
+        summary[name] |= {f"n_{side}": len(meta["points"][side]) for side in ("pos", "neg")}
         summary[name] |= {"image_digest": meta["provenance"].get("logits", {}).get("image_digest")}
         for part, provenance in meta["provenance"].items():
             parts[f"{name}/{part}"] = digest(provenance)

@@ -13,19 +13,19 @@ from sam_laplace_assets.domain.geometry import LOW_RES
 from sam_laplace_assets.domain.plan import Item, digest
 from sam_laplace_assets.storage import files
 
-VERSION = 1
+VERSION = 2
 PART = "rows"
 ARRAYS = ("logits_256", "pos_map", "neg_map")
+NUMBERS = ("promptset_id", "k_pairs", "n_pos", "n_neg")
 SHAPE = (LOW_RES, LOW_RES)
 
 
 @dataclass(frozen=True)
 class PackedSample:
-    """All rows of one sample: arrays (R, 256, 256) float16, promptset_id and k_pairs (R,), its mask (256, 256) bool."""
+    """All rows of one sample: arrays (R, 256, 256) float16, each of `NUMBERS` (R,), its mask (256, 256) bool."""
 
     arrays: Mapping[str, np.ndarray]
-    promptset_id: Sequence[int]
-    k_pairs: Sequence[int]
+    numbers: Mapping[str, Sequence[int]]
     mask: np.ndarray
 
 
@@ -53,8 +53,7 @@ class ShardWriter:
     keys: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     first_row: list[int] = field(default_factory=lambda: [0])
-    promptset_id: list[int] = field(default_factory=list)
-    k_pairs: list[int] = field(default_factory=list)
+    numbers: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in NUMBERS})
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,20 +71,25 @@ class ShardWriter:
         append(self.file["mask"], sample.mask[None].astype(np.uint8))
         self.keys.append(item.key)
         self.digests.append(item.parts[PART])
-        self.promptset_id.extend(sample.promptset_id)
-        self.k_pairs.extend(sample.k_pairs)
-        self.first_row.append(len(self.promptset_id))
+        for name in NUMBERS:
+            self.numbers[name].extend(sample.numbers[name])
+        self.first_row.append(len(self.numbers["promptset_id"]))
+
+    @property
+    def rows(self) -> int:
+        """How many rows were appended."""
+        return self.first_row[-1]
 
     def close(self) -> str:
         """Complete the shard and put it in its place; its name there."""
-        for name in ("promptset_id", "k_pairs", "first_row"):
-            self.file.create_dataset(name, data=np.asarray(getattr(self, name), dtype=np.int64))
+        for name, values in {**self.numbers, "first_row": self.first_row}.items():
+            self.file.create_dataset(name, data=np.asarray(values, dtype=np.int64))
         write_strings(self.file, "safe_id", self.keys)
         write_strings(self.file, "rows_digest", self.digests)
         self.file.attrs.update({"format": "pack_shard", "version": VERSION})
         self.stack.close()
         files.sync(self.temporary)
-        name = f"{digest([self.keys, self.digests])[:24]}.h5"
+        name = f"{digest([self.keys, self.digests, VERSION])[:24]}.h5"
         self.temporary.replace(self.folder / name)
         files.sync(self.folder)
         return name
@@ -109,15 +113,21 @@ class ShardSource:
     def open(cls, path: Path) -> "ShardSource":
         """Read the small datasets of a shard."""
         with h5py.File(path, "r", locking=False) as file:
-            columns = {name: file[name][:] for name in ("promptset_id", "k_pairs")}
-            return cls(f"{path.parent.name}/{path.name}", len(columns["k_pairs"]), len(file["safe_id"]), columns)
+            columns = {name: file[name][:] for name in NUMBERS}
+            rows = len(columns["promptset_id"])
+            return cls(f"{path.parent.name}/{path.name}", rows, len(file["safe_id"]), columns)
 
 
 def read_slots(path: Path) -> dict[tuple[str, str], Slot]:
-    """(safe_id, rows_digest) -> where that sample lies; nothing if the shard cannot be read. Raises `NewerFormat`."""
+    """(safe_id, rows_digest) -> where that sample lies.
+
+    Nothing if the shard cannot be read, or is of an older version: its samples are written again. Raises `NewerFormat`.
+    """
     try:
         with h5py.File(path, "r", locking=False) as file:
             files.refuse_newer(path, file.attrs["version"], version=VERSION)
+            if file.attrs["version"] < VERSION:
+                return {}
             keys, digests = (file[name].asstr()[:] for name in ("safe_id", "rows_digest"))
             first = file["first_row"][:].tolist()
     except (OSError, KeyError):

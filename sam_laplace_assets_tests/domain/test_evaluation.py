@@ -11,7 +11,7 @@ from sam_laplace_assets.domain.evaluation import score, score_head
 from sam_laplace_assets.domain.head import head_inputs
 from sam_laplace_assets.domain.metrics import binary_nll, iou, row_means
 from sam_laplace_assets.domain.posterior import PosteriorRefused, build_laplace
-from sam_laplace_assets.domain.predictive import predict
+from sam_laplace_assets.domain.predictive import Predictive, predict
 from sam_laplace_assets_tests.domain.some_rows import some_head, some_rows
 
 ROWS, HEAD = some_rows(7, n_images=3), some_head()
@@ -33,6 +33,15 @@ def test_each_score_is_that_of_its_model(laplace):
         np.testing.assert_allclose(getattr(scores, f"{name}_nll"), nll, rtol=1e-5)
     np.testing.assert_allclose(scores.posterior_nll, predictive.nll(ROWS.masks).numpy(), rtol=1e-5)
     np.testing.assert_array_equal(scores.posterior_iou, scores.head_iou)
+
+
+def test_a_logit_scale_changes_the_posteriors_nll_alone(laplace):
+    plain, scaled = score(HEAD, laplace, ROWS, **SETTINGS), score(HEAD, laplace, ROWS, logit_scale=0.4, **SETTINGS)
+    predictive = predict(laplace, HEAD, head_inputs(ROWS.inputs, logit_clip=20.0))
+    expected = Predictive(0.4 * predictive.mean, 0.16 * predictive.variance).nll(ROWS.masks).numpy()
+    np.testing.assert_allclose(scaled.posterior_nll, expected, rtol=1e-5)
+    for name in ("sam_iou", "sam_nll", "head_iou", "head_nll", "posterior_iou"):
+        np.testing.assert_array_equal(getattr(scaled, name), getattr(plain, name))
 
 
 def test_means_weigh_images_alike_however_many_rows_they_have(laplace):

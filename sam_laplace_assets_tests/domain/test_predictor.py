@@ -11,6 +11,7 @@ from sam_laplace_assets.domain.metrics import binary_entropy
 from sam_laplace_assets.domain.posterior import PosteriorRefused, build_laplace
 from sam_laplace_assets.domain.predictive import predict
 from sam_laplace_assets.domain.predictor import Predictor
+from sam_laplace_assets.domain.quantities import quantities
 from sam_laplace_assets.domain.weight_posterior import WeightPosterior
 from sam_laplace_assets_tests.domain.some_rows import some_head, some_rows
 
@@ -175,6 +176,23 @@ def test_a_dead_channel_leaves_every_quantity_a_number():
     assert all(torch.isfinite(values).all() for values in vars(awake.quantities(X[:1])).values())
 
 
+@pytest.mark.parametrize("approx", APPROX)
+def test_a_logit_scale_multiplies_means_and_samples_and_variances_by_its_square(approx):
+    plain, scaled = predictor(approx), predictor(approx, logit_scale=0.3)
+    (mean, variance), found = plain.logits(X), scaled.logits(X)
+    torch.testing.assert_close(found, (0.3 * mean, 0.09 * variance))
+    torch.testing.assert_close(scaled.sample(X, 2, seeded()), 0.3 * plain.sample(X, 2, seeded()))
+    for name, values in vars(quantities(0.3 * mean, 0.09 * variance)).items():
+        torch.testing.assert_close(getattr(scaled.quantities(X), name), values, rtol=1e-4, atol=1e-7)
+    assert torch.equal(scaled.probability(X), scaled.quantities(X).probability)
+
+
+def test_a_logit_scale_of_one_changes_no_bit():
+    found, expected = predictor(logit_scale=1.0), predictor()
+    assert all(torch.equal(a, b) for a, b in zip(found.logits(X), expected.logits(X), strict=True))
+    assert torch.equal(found.sample(X, 2, seeded()), expected.sample(X, 2, seeded()))
+
+
 def test_the_predictor_owns_its_head():
     head = some_head()
     ours = Predictor(head, posterior("diagonal"), logit_clip=20.0)
@@ -220,6 +238,9 @@ def test_a_predictor_that_cannot_be_is_refused():
     for logit_clip in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="logit_clip is"):
             predictor(logit_clip=logit_clip)
+    for logit_scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="logit_scale is"):
+            predictor(logit_scale=logit_scale)
     with pytest.raises(ValueError, match="Cannot draw 0 samples"):
         predictor().sample(X, 0, seeded())
 

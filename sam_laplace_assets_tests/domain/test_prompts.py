@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from sam_laplace_assets.domain.prompts import PromptSet, draw_prompt_sets, gaussian_map
+from sam_laplace_assets.domain.prompts import PromptMix, PromptSet, draw_prompt_sets, gaussian_map
 
 unhurried = settings(deadline=None)  # a busy machine is no failure
 
@@ -130,6 +130,29 @@ def test_a_prompt_set_checks_itself(arguments, text):
 
 def test_pairs_of_unequal_points_are_the_whole_pairs():
     assert PromptSet(0, ((1, 1), (2, 2), (3, 3)), ((0, 0),)).k_pairs == 1
+
+
+def mix(*rows):
+    return PromptMix.of(*np.array(rows, dtype=np.int64).reshape(-1, 2).T)
+
+
+def test_rows_of_as_many_positive_as_negative_points_are_pairs_and_any_other_row_makes_them_interactive():
+    pairs = mix((1, 1), (10, 10), (4, 4))
+    assert pairs == PromptMix("pairs", least=2, most=20, positive_share=0.5, one_click_rows=0)
+    assert pairs.in_words == "pairs, 1 to 10 of each"
+    clicks = mix((1, 1), (1, 0), (15, 5), (1, 0))
+    assert clicks == PromptMix("interactive", least=1, most=20, positive_share=18 / 24, one_click_rows=2)
+    assert clicks.in_words == "interactive, 1 to 20 clicks, 75 % positive"
+
+
+def test_a_mix_of_no_rows_and_one_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="what prompt sets no rows are of"):
+        mix()
+    for wrong in ((0, 3, 0.5, 0), (4, 3, 0.5, 0), (1, 3, 1.5, 0), (1, 3, 0.5, -1)):
+        with pytest.raises(ValueError, match="cannot be"):
+            PromptMix("pairs", *wrong)
+    with pytest.raises(ValueError, match="mode pairs or interactive, not 'boxes'"):
+        PromptMix("boxes", 1, 3, 0.5, 0)
 
 
 def dense_map(points, sigma, size):

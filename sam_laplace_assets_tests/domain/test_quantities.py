@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from sam_laplace_assets.domain.metrics import bernoulli_variance, binary_entropy
-from sam_laplace_assets.domain.quantities import LOG_2, Quantities, quantities
+from sam_laplace_assets.domain.quantities import HERMITE_NODES, LOG_2, Quantities, quantities
 
 NAMES = ["probability", "predictive_entropy", "expected_entropy", "mutual_information"]
 MEANS = [0.0, 0.3, -1.0, 2.5, -5.0, 10.0, -20.0]
@@ -104,8 +104,22 @@ def test_mi_of_a_tiny_variance_is_p_times_one_minus_p_times_half_the_variance():
         torch.testing.assert_close(found, bernoulli_variance(mean) * variance / 2, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("deviation", [edge for edge, _ in HERMITE_NODES])
+def test_few_nodes_are_as_good_as_64_at_the_widest_logit_that_they_are_used_for(deviation):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    weights = torch.tensor(weights / weights.sum())
+    mean = torch.linspace(-30, 0, 301).double()
+    logits = mean[:, None] + deviation * torch.tensor(nodes)
+    p, expected = torch.sigmoid(logits) @ weights, binary_entropy(logits) @ weights
+    found = of(mean, torch.full_like(mean, deviation**2))
+    torch.testing.assert_close(found.probability, p, rtol=2e-12, atol=0)
+    torch.testing.assert_close(found.expected_entropy, expected, rtol=2e-12, atol=0)
+    information = -torch.xlogy(p, p) - (1 - p) * torch.log1p(-p) - expected
+    torch.testing.assert_close(found.mutual_information, information, rtol=1e-10, atol=1e-15)
+
+
 def test_mi_is_continuous_where_the_rules_change():
-    for variance, tolerance in ((1e-7, 1e-5), (1.0, 1e-5)):
+    for variance, tolerance in ((1e-7, 1e-5), *((edge**2, 1e-5) for edge, _ in HERMITE_NODES)):
         below, above = (of(MEANS, [variance * (1 + d)] * len(MEANS)).mutual_information for d in (-1e-6, 1e-6))
         torch.testing.assert_close(below, above, rtol=tolerance, atol=1e-12)
 

@@ -16,7 +16,7 @@ from sam_laplace_assets.domain.prompts import PromptSet
 from sam_laplace_assets.storage import files
 from sam_laplace_assets.storage.materialise import Outcome, materialise
 from sam_laplace_assets.storage.sam import SetOutput
-from sam_laplace_assets.storage.shards import ARRAYS, PackedSample
+from sam_laplace_assets.storage.shards import ARRAYS, NUMBERS, PackedSample
 
 KEYS = ("cat__1", "cat__2", "dog__1")
 
@@ -205,7 +205,8 @@ def packed(key: str, *, rows: int = 2, seed: int = 0) -> PackedSample:
     """A sample with its rows, all of it depending on key and seed."""
     stream = np.random.default_rng(int(digest([key, seed])[:8], 16))
     arrays = {name: stream.integers(-8, 8, (rows, 256, 256)).astype(np.float16) for name in ARRAYS}
-    return PackedSample(arrays, list(range(rows)), [1 + at for at in range(rows)], stream.random((256, 256)) > 0.5)
+    numbers = {name: stream.integers(0, 9, rows).tolist() for name in NUMBERS} | {"promptset_id": list(range(rows))}
+    return PackedSample(arrays, numbers, stream.random((256, 256)) > 0.5)
 
 
 def pack_plan(

@@ -55,7 +55,8 @@ def index_frame(keys: Sequence[str]) -> pd.DataFrame:
             arrays = {f"{name}_path": f"{key}/{at}/{name}.npy" for name in ("logits_256", "pos_map", "neg_map")}
             sums = {f"{name}_sha256": digest([key, at, name]) for name in ("logits_256", "pos_map", "neg_map")}
             shared = {name: row(key)[name] for name in taken}
-            rows.append(shared | arrays | sums | {"split": "val", "promptset_id": at, "k_pairs": at + 1})
+            numbers = {"promptset_id": at, "k_pairs": at + 1, "n_pos": at + 3, "n_neg": at + 1}
+            rows.append(shared | arrays | sums | numbers | {"split": "val"})
     return pd.DataFrame(rows, columns=index.SCHEMA.names)
 
 

@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import h5py
+import pandas as pd
 import pytest
 from PIL import Image
 
 from sam_laplace_assets import storage
 from sam_laplace_assets.domain.plan import Item, Plan
-from sam_laplace_assets.storage import tables
+from sam_laplace_assets.storage import active_prompting, evaluation, predictions, scores, tables
+from sam_laplace_assets.storage.active_prompting import ClickStore
 from sam_laplace_assets.storage.champion import ChampionStore
 from sam_laplace_assets.storage.head import HeadStore
 from sam_laplace_assets.storage.index import IndexStore
@@ -22,6 +24,7 @@ from sam_laplace_assets.storage.panels import PanelStore
 from sam_laplace_assets.storage.posterior import FittedPosterior, PosteriorStore
 from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets.storage.prompts import PromptStore
+from sam_laplace_assets.storage.reports import Findings, Layout, ReportStore, SampleReportStore
 from sam_laplace_assets.storage.sam import SamStore
 from sam_laplace_assets.storage.validation import ValidationStore
 from sam_laplace_assets_tests.storage.fakes import KEYS, make, pack_plan, prompt_plan, sam_plan
@@ -40,11 +43,12 @@ def table(header):
 
 FORMATS = {row[0].strip("`"): row for row in table("| format | version |")}
 BESIDE = {row[0].strip("`"): row[1] for row in table("| set | files |")}
+REPORTS = {row[0].strip("`"): row[1] for row in table("| table of a report | columns |")}
 NOTES = {row[0].strip("`"): row[1] for row in table("| note of | fields |")}
 STATE = ("epoch", "best_iou", "best_epoch", "epochs_without_improvement", "history", "finished")
-META = ("training_split", "head", "packs", "likelihood", "target_layer", "approx", "parameters", "logit_clip",
-        "prior_precision", "prior_search", "warnings", "likelihood_temperature", "counts", "train_nll_per_pixel",
-        "log_marginal_likelihood", "dead_parameters", "versions", "probe")  # fmt: skip
+META = ("training_split", "head", "packs", "prompts", "likelihood", "target_layer", "approx", "parameters",
+        "logit_clip", "prior_precision", "prior_search", "warnings", "likelihood_temperature", "logit_scale", "counts",
+        "train_nll_per_pixel", "log_marginal_likelihood", "dead_parameters", "versions", "probe")  # fmt: skip
 
 
 def listed(cell):
@@ -69,6 +73,17 @@ def root(tmp_path_factory):
         project = Project(top / table_format, table_format)
         make(manifest_plan(KEYS), ManifestStore(project.manifests, "all_samples"))
         make(index_plan(KEYS), IndexStore(project.training_index("val"), table_format))
+        found = Findings({name: evaluation.frame_of(name, []) for name in evaluation.TABLES})
+        make(Plan([one(report="1")], make=lambda item, parts, found=found: found),
+             ReportStore(project.report("evaluation", "val"), evaluation.layout(table_format)))  # fmt: skip
+        none = {name: pd.DataFrame(columns=schema.names) for name, schema in scores.TABLES.items()}
+        layout = Layout(scores.ASSET, scores.TABLES, table_format)
+        make(Plan([one(report="1")], make=lambda item, parts: [], finish=lambda samples, none=none: Findings(none)),
+             SampleReportStore(project.report(scores.ASSET, "val"), layout))  # fmt: skip
+        none = {name: pd.DataFrame(columns=schema.names) for name, schema in active_prompting.TABLES.items()}
+        make(Plan([one(report="1")], make=lambda item, parts: {"report": []},
+                  finish=lambda samples, none=none: Findings(none)),
+             ClickStore(project.report("active_prompting", "val"), active_prompting.layout(table_format)))  # fmt: skip
     make(prompt_plan(), PromptStore(project.prompt_sets("val")))
     make(sam_plan(), SamStore(project.sam_cache("val")))
     make(pack_plan(KEYS[:1]), PackStore(project.packs, "val"))
@@ -84,6 +99,8 @@ def root(tmp_path_factory):
          PosteriorStore(project.posteriors, project.posterior_pointer("train")))  # fmt: skip
     make(decision(), ChampionStore(project.posteriors))
     make(panel_plan(["cat__1_0000"]), PanelStore(project.panels("val")))
+    used = dict.fromkeys(("posterior", "sam", "gaussian_sigma", "rule"), 1)
+    predictions.write_summary(project.root / "out", used, [], [])
     return top
 
 
@@ -136,7 +153,7 @@ def test_files_have_exactly_the_fields_that_are_listed(root, format_name):
 @pytest.mark.parametrize("format_name", NOTES)
 def test_notes_have_exactly_the_fields_that_are_listed(root, format_name):
     for path in files_of(root, format_name):
-        note = tables.read_note(path, version=1)
+        note = tables.read_note(path, version=int(FORMATS[format_name][1]))
         assert sorted(note) == listed(NOTES[format_name])
         assert note["format"] == format_name
 
@@ -157,6 +174,16 @@ def test_the_files_beside_are_those_that_are_named_with_their_sha256(root, forma
         named = sorted(json.loads(path.read_text(encoding="utf-8"))["sha256"])
         assert named == listed(BESIDE[format_name])
         assert sorted({one.name for one in path.parent.iterdir()} - {path.name}) == named
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_tables_of_reports_have_exactly_the_columns_that_are_listed(root, name):
+    asset, _, stem = name.partition("/")
+    path = root / "parquet" / "reports" / asset / "val" / f"{stem}.parquet"
+    assert fields_of(path) == listed(REPORTS[name])
+    twin = (root / "csv" / path.relative_to(root / "parquet")).with_suffix(".csv")
+    assert sorted(twin.read_text(encoding="utf-8").splitlines()[0].replace('"', "").split(",")) == fields_of(path)
+    assert sorted(tables.read_note(path, version=1)) == ["format", "version"]
 
 
 def test_the_history_adds_the_candidates(root):

@@ -82,6 +82,10 @@ def test_a_finished_run_opens_with_its_best_weights(folder):
     assert current_run(folder / "current-train.json", name="head_checkpoint[train]") == "train-abc"
 
 
+def test_a_run_that_does_not_say_what_prompts_it_was_trained_on_has_none(folder):
+    assert HeadRun.open(folder / RUN).prompts is None
+
+
 def test_a_finished_run_is_left_alone(folder):
     before, training = holds(folder), Training()
     outcome = train(folder, training)

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 
@@ -53,8 +54,8 @@ def expect(path, keys=KEYS, seeds=None):
         np.testing.assert_array_equal(rows.inputs[:, channel].numpy(), wanted)
     np.testing.assert_array_equal(rows.masks.numpy(), np.stack([sample.mask for sample in samples])[numbers])
     with h5py.File(path, "r") as file:
-        for name in ("promptset_id", "k_pairs"):
-            assert file[name][:].tolist() == [value for sample in samples for value in getattr(sample, name)]
+        for name in shards.NUMBERS:
+            assert file[name][:].tolist() == [value for sample in samples for value in sample.numbers[name]]
 
 
 def test_a_pack_holds_what_was_written_in_the_order_of_the_plan(path):
@@ -203,10 +204,10 @@ def test_another_hdf5_file_is_refused(tmp_path):
 
 def test_a_pack_of_a_newer_version_is_refused_not_replaced(path):
     with h5py.File(path, "r+") as file:
-        file.attrs["version"] = 2
+        file.attrs["version"] = shards.VERSION + 1
     before = path.read_bytes()
     for read in (lambda: Pack.open(path), lambda: again(path)):
-        with pytest.raises(files.NewerFormat, match=r"val\.h5 has format version 2.*Upgrade"):
+        with pytest.raises(files.NewerFormat, match=r"val\.h5 has format version 3.*Upgrade"):
             read()
     assert path.read_bytes() == before
 
@@ -214,9 +215,42 @@ def test_a_pack_of_a_newer_version_is_refused_not_replaced(path):
 def test_a_shard_of_a_newer_version_is_refused(path):
     (shard,) = shard_files(path)
     with h5py.File(shard, "r+") as file:
-        file.attrs["version"] = 2
-    with pytest.raises(files.NewerFormat, match=rf"{shard.name} has format version 2"):
+        file.attrs["version"] = shards.VERSION + 1
+    with pytest.raises(files.NewerFormat, match=rf"{shard.name} has format version 3"):
         again(path)
+
+
+def test_the_numbers_of_points_come_in_the_order_of_the_rows(path):
+    opened, samples = Pack.open(path), [packed(key, rows=int(key[-1])) for key in KEYS]
+    for name in ("n_pos", "n_neg"):
+        assert getattr(opened, name).tolist() == [value for sample in samples for value in sample.numbers[name]]
+
+
+def test_a_pack_of_the_version_before_is_refused_and_written_again_beside_its_shards(path):
+    opened, shards_of_now = Pack.open(path), set(shard_files(path))
+    before = as_version_1(path)
+    for read in (lambda: Pack.open(path), lambda: load_rows(opened)):
+        with pytest.raises(PackRefused, match=r"val\.h5 has format version 1, .*Materialise hdf5_pack again"):
+            read()
+    assert again(path) == list(KEYS)
+    expect(path)
+    assert Pack.open(path).data_version == opened.data_version
+    assert set(shard_files(path)) == {*shards_of_now, before}  # for those who still read the pack before
+    assert again(path) == []
+
+
+def as_version_1(path):
+    """Make a pack one that knows no numbers of points; its one shard then, which has another name."""
+    (shard,) = shard_files(path)
+    old = shard.rename(shard.with_name(f"{'0' * 24}.h5"))
+    for one in (old, path):
+        with h5py.File(one, "r+") as file:
+            file.attrs["version"] = 1
+            for name in ("n_pos", "n_neg"):
+                del file[name]
+    with h5py.File(path, "r+") as file:
+        file.attrs["shards"] = json.dumps({old.name: old.stat().st_size})
+    return old
 
 
 def test_equal_content_has_an_equal_version_whatever_the_order_of_making(path, tmp_path_factory):

@@ -98,8 +98,23 @@ def test_a_posterior_of_version_1_is_still_read(folder):
         run.head()
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_posterior_of_before_logit_scales_were_recorded_has_none(folder, version):
+    meta = json.loads((folder / RUN / META).read_text())
+    files.write_json(folder / RUN / META, {**meta, "version": version})
+    assert PosteriorRun.open(folder / RUN).logit_scale == 1.0
+
+
+@pytest.mark.parametrize(("applied", "scale"), [(True, 0.4), (False, 1.0)])
+def test_a_logit_scale_is_used_if_it_is_applied(folder, applied, scale):
+    meta = json.loads((folder / RUN / META).read_text())
+    recorded = {"value": 0.4, "nll_before": 0.2, "nll_after": 0.1, "applied": applied}
+    files.write_json(folder / RUN / META, {**meta, "logit_scale": recorded})
+    assert PosteriorRun.open(folder / RUN).logit_scale == scale
+
+
 def test_a_newer_version_is_refused(folder):
     meta = json.loads((folder / RUN / META).read_text())
-    files.write_json(folder / RUN / META, {**meta, "version": 3})
-    with pytest.raises(files.NewerFormat, match=r"posterior_meta\.json has format version 3.*Upgrade"):
+    files.write_json(folder / RUN / META, {**meta, "version": 4})
+    with pytest.raises(files.NewerFormat, match=r"posterior_meta\.json has format version 4.*Upgrade"):
         make(plan(), store_of(folder))

@@ -1,0 +1,206 @@
+"""Many posteriors of one head judged on validation, in one pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sam_laplace_assets.domain.calibration import NoScale, Scale
+from sam_laplace_assets.domain.curvature import Curvature, spectrum
+from sam_laplace_assets.domain.finite import refuse_not_finite
+from sam_laplace_assets.domain.last_layer import RowPass, jacobian, row_passes
+from sam_laplace_assets.domain.metrics import binary_nll
+from sam_laplace_assets.domain.pack import Progress, Rows
+from sam_laplace_assets.domain.posterior import refuse_foreign
+from sam_laplace_assets.domain.predictive import probit_logits
+from sam_laplace_assets.domain.quantities import quantities
+from sam_laplace_assets.domain.scaling import PredictiveHistogram, anchored
+
+CHUNK_PIXELS = 16_384
+WIDE = 15
+"""Bins of the ECE."""
+INFORMATION_PIXELS, INFORMATION_SEED = 256, 0
+"""Pixels of each row that the mean mutual information is taken over, and what draws them."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Posteriors of one curvature, at one temperature or several.
+
+    Attributes:
+        basis: (P, P) eigenvectors of H in columns.
+        variances: (G, P) float64, those of G posteriors in the directions of the basis.
+    """
+
+    basis: Tensor
+    variances: Tensor
+
+    @classmethod
+    def of(cls, curvature: Curvature, settings: Sequence[tuple[float, float]]) -> "Form":
+        """Posteriors with these (temperature, prior precision): variance 1 / (h / T + precision)."""
+        eigenvalues, basis = spectrum(curvature.hessian)
+        temperatures, precisions = torch.tensor(settings, dtype=torch.float64).T[:, :, None]
+        return cls(basis, 1 / (eigenvalues / temperatures + precisions))
+
+    def to(self, device: torch.device | str) -> "Form":
+        """The same on a device."""
+        return Form(self.basis.to(device), self.variances.to(device))
+
+    def logit_variances(self, J: Tensor) -> Tensor:
+        """(G, n) float64 of pixels with Jacobian (P, n): one matrix product over the same squares for all."""
+        return self.variances @ (self.basis.T @ J).square()
+
+
+@dataclass(frozen=True)
+class Details:
+    """What is worth knowing of posteriors that are compared with each other; (G,) float64 each.
+
+    Attributes:
+        ece: expected calibration error of the probit probability of foreground, in 15 bins.
+        mean_variance: of the logits, over all pixels.
+        mean_information: mutual information in nats, over `INFORMATION_PIXELS` of each row.
+    """
+
+    ece: Tensor
+    mean_variance: Tensor
+    mean_information: Tensor
+
+
+NO_DETAILS = Details(*torch.empty(3, 0, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What validation says of G posteriors of one head.
+
+    Attributes:
+        map_nll: NLL of the head without a posterior, nats, a mean over pixels.
+        nll: of the probit predictive of each, likewise.
+        scales: the logit scale of each; None where there is none.
+        details: empty where they were not asked for.
+    """
+
+    map_nll: float
+    nll: tuple[float, ...]
+    scales: tuple[Scale | None, ...]
+    details: Details
+
+
+def judge(
+    head: nn.Module,
+    curvature: Curvature,
+    forms: Sequence[Form],
+    validation: Rows,
+    *,
+    in_detail: bool = False,
+    logit_clip: float,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Judged:
+    """Judge the posteriors of all forms, in the order of the forms; their logits share their means.
+
+    Args:
+        head: at its MAP weights.
+        curvature: one that was taken at them; another head's is refused.
+        forms: the posteriors.
+        validation: the rows.
+        in_detail: also calibration error, variance and mutual information.
+    """
+    if not len(validation):
+        raise ValueError("Cannot tune prior_precision: the validation pack has no rows. Materialise val first.")
+    refuse_foreign(curvature.weights, head, target_layer=curvature.target_layer)
+    forms = [form.to(device) for form in forms]
+    tally = _Tally(sum(len(form.variances) for form in forms), in_detail=in_detail, device=device)
+    for each in row_passes(
+        head,
+        validation,
+        target_layer=curvature.target_layer,
+        logit_clip=logit_clip,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    ):
+        _refuse_overflow(each)
+        tally.add(each, forms)
+    return tally.judged()
+
+
+def _refuse_overflow(each: RowPass) -> None:
+    refuse_not_finite(
+        each.logits, what="The head's logit", advice="Look at this row, or train the head again.", first_item=each.row
+    )
+
+
+class _Tally:
+    """Sums over pixels of all that `Judged` says, chunk by chunk."""
+
+    def __init__(self, n: int, *, in_detail: bool, device: torch.device | str) -> None:
+        self.n_pixels = 0
+        self.nll = torch.zeros(n + 1, dtype=torch.float64, device=device)
+        self.histogram = PredictiveHistogram(n, device=device)
+        self.details = _DetailTally(n, device=device) if in_detail else None
+
+    def add(self, each: RowPass, forms: Sequence[Form]) -> None:
+        logits, masks, J = each.logits.flatten().double(), each.masks.flatten(), jacobian(each.features)
+        drawn = _drawn_pixels(each.row, len(logits), device=logits.device)
+        if self.details is not None:
+            self.details.add_information(logits[drawn], _all_variances(forms, J[:, drawn]))
+        chunks = zip(*(torch.split(whole, CHUNK_PIXELS, dim=-1) for whole in (logits, masks, J)), strict=True)
+        for mean, truth, jacobians in chunks:
+            variances = _all_variances(forms, jacobians)
+            probit = probit_logits(mean, variances)
+            self.n_pixels += len(mean)
+            self.nll += binary_nll(torch.cat([mean[None], probit]), truth).sum(1)
+            self.histogram.add(mean, variances, truth)
+            if self.details is not None:
+                self.details.add(probit, variances, truth)
+
+    def judged(self) -> Judged:
+        map_nll, *nll = (self.nll / self.n_pixels).tolist()
+        scales = tuple(_scale(self.histogram, g, value) for g, value in enumerate(nll))
+        details = NO_DETAILS if self.details is None else self.details.means(self.n_pixels)
+        return Judged(map_nll, tuple(nll), scales, details)
+
+
+def _all_variances(forms: Sequence[Form], J: Tensor) -> Tensor:
+    return torch.cat([form.logit_variances(J) for form in forms])
+
+
+def _scale(histogram: PredictiveHistogram, g: int, nll: float) -> Scale | None:
+    try:
+        return anchored(histogram.best(g), nll)
+    except NoScale:
+        return None
+
+
+def _drawn_pixels(row: int, n: int, *, device: torch.device) -> Tensor:
+    """Places of some pixels of a row, the same on every machine."""
+    stream = np.random.default_rng([INFORMATION_SEED, row])
+    return torch.from_numpy(stream.choice(n, min(n, INFORMATION_PIXELS), replace=False)).to(device)
+
+
+class _DetailTally:
+    """Sums of what `Details` says of n posteriors."""
+
+    def __init__(self, n: int, *, device: torch.device | str) -> None:
+        self.n_drawn = 0
+        self.information, self.variance = torch.zeros(2, n, dtype=torch.float64, device=device)
+        self.gaps = torch.zeros(n, WIDE, dtype=torch.float64, device=device)
+
+    def add_information(self, mean: Tensor, variances: Tensor) -> None:
+        self.n_drawn += len(mean)
+        self.information += quantities(mean.expand_as(variances), variances).mutual_information.sum(1)
+
+    def add(self, probit: Tensor, variances: Tensor, masks: Tensor) -> None:
+        """Of each bin (a, b] of the probability, the sum of p - y: its size is the bin's share of the ECE."""
+        probabilities = torch.sigmoid(probit)
+        bins = torch.ceil(probabilities * WIDE).long().clamp_(1, WIDE) - 1
+        self.gaps.scatter_add_(1, bins, probabilities - masks.double())
+        self.variance += variances.sum(1)
+
+    def means(self, n_pixels: int) -> Details:
+        ece = self.gaps.abs().sum(1) / n_pixels
+        return Details(*(each.cpu() for each in (ece, self.variance / n_pixels, self.information / self.n_drawn)))
