@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -13,11 +14,9 @@ from sam_laplace_assets.partitions import require_split
 from sam_laplace_assets.reporting import LoggedProgress, metadata_of
 from sam_laplace_assets.resources.tracking import TrackedRun, TrackingResource
 from sam_laplace_assets.settings import Settings, load_settings
+from sam_laplace_assets.storage import active_prompting, evaluation, scores, sweep
 from sam_laplace_assets.storage.active_prompting import ClickStore
-from sam_laplace_assets.storage.active_prompting import layout as active_prompting_layout
 from sam_laplace_assets.storage.champion import Champion, ChampionStore, require_champion
-from sam_laplace_assets.storage.evaluation import ASSET as EVALUATION
-from sam_laplace_assets.storage.evaluation import layout as evaluation_layout
 from sam_laplace_assets.storage.head import HeadRun, HeadStore
 from sam_laplace_assets.storage.index import IndexStore, TrainingIndex, read_index
 from sam_laplace_assets.storage.manifest import AllSamples, Manifest, ManifestStore, open_manifest
@@ -30,10 +29,7 @@ from sam_laplace_assets.storage.prompts import Prompts, PromptStore
 from sam_laplace_assets.storage.reports import Layout, ReportStore, SampleReportStore
 from sam_laplace_assets.storage.runs import current_run
 from sam_laplace_assets.storage.sam import SamCache, SamStore
-from sam_laplace_assets.storage.scores import ASSET as SCORES
-from sam_laplace_assets.storage.scores import TABLES as SCORE_TABLES
 from sam_laplace_assets.storage.store import NotMade, Store
-from sam_laplace_assets.storage.sweep import sweep_layout
 from sam_laplace_assets.storage.validation import ValidationStore, open_validation_pack
 
 LEFT_OUT = "left out"
@@ -254,17 +250,6 @@ class PosteriorIO(StoreIOManager):
         return PosteriorRun.open(project.posteriors / f"run_{run_id}")
 
 
-class SweepIO(StoreIOManager):
-    """Comparisons of posteriors, which nothing reads."""
-
-    def store(self, project: Project, partition: str) -> ReportStore:
-        """reports/posterior_sweep/<split>/"""
-        return ReportStore(project.report("posterior_sweep", partition), sweep_layout(project.table_format))
-
-    def view(self, settings: Settings, project: Project, partition: str) -> None:
-        """Nothing."""
-
-
 class ChampionIO(StoreIOManager):
     """The title."""
 
@@ -277,48 +262,57 @@ class ChampionIO(StoreIOManager):
         return require_champion(project.posteriors)
 
 
-class PanelsIO(StoreIOManager):
-    """Debug panels, which nothing reads."""
+class ReportIO(StoreIOManager):
+    """Base of what is made for a person to read: nothing in the graph reads it."""
+
+    def view(self, settings: Settings, project: Project, partition: str) -> None:
+        """Nothing."""
+
+
+def _report(project: Project, partition: str, concept: Any) -> tuple[Path, Layout]:
+    """The folder of a report, and what it holds."""
+    layout = Layout(concept.ASSET, concept.TABLES, project.table_format)
+    return project.report(concept.ASSET, partition), layout
+
+
+class PanelsIO(ReportIO):
+    """Debug panels."""
 
     def store(self, project: Project, partition: str) -> PanelStore:
         """reports/debug_panels/<split>/"""
         return PanelStore(project.panels(partition))
 
-    def view(self, settings: Settings, project: Project, partition: str) -> None:
-        """Nothing."""
+
+class SweepIO(ReportIO):
+    """Comparisons of posteriors."""
+
+    def store(self, project: Project, partition: str) -> ReportStore:
+        """reports/posterior_sweep/<split>/"""
+        return ReportStore(*_report(project, partition, sweep))
 
 
-class ScoresIO(StoreIOManager):
-    """Next points to click, which nothing reads."""
-
-    def store(self, project: Project, partition: str) -> SampleReportStore:
-        """reports/prompt_scores/<split>/"""
-        return SampleReportStore(project.report(SCORES, partition), Layout(SCORES, SCORE_TABLES, project.table_format))
-
-    def view(self, settings: Settings, project: Project, partition: str) -> None:
-        """Nothing."""
-
-
-class EvaluationIO(StoreIOManager):
-    """Evaluations of splits, which nothing reads."""
+class EvaluationIO(ReportIO):
+    """Evaluations of the champion."""
 
     def store(self, project: Project, partition: str) -> ReportStore:
         """reports/evaluation/<split>/"""
-        return ReportStore(project.report(EVALUATION, partition), evaluation_layout(project.table_format))
-
-    def view(self, settings: Settings, project: Project, partition: str) -> None:
-        """Nothing."""
+        return ReportStore(*_report(project, partition, evaluation))
 
 
-class ActivePromptingIO(StoreIOManager):
-    """Experiments with click strategies, which nothing reads."""
+class ScoresIO(ReportIO):
+    """Next points to click."""
+
+    def store(self, project: Project, partition: str) -> SampleReportStore:
+        """reports/prompt_scores/<split>/"""
+        return SampleReportStore(*_report(project, partition, scores))
+
+
+class ActivePromptingIO(ReportIO):
+    """Experiments with click strategies."""
 
     def store(self, project: Project, partition: str) -> ClickStore:
         """reports/active_prompting/<split>/"""
-        return ClickStore(project.report("active_prompting", partition), active_prompting_layout(project.table_format))
-
-    def view(self, settings: Settings, project: Project, partition: str) -> None:
-        """Nothing."""
+        return ClickStore(*_report(project, partition, active_prompting))
 
 
 TRACKING = TrackingResource()

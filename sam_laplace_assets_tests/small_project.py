@@ -220,4 +220,4 @@ def draw_plainly(monkeypatch):
     """Save a small white picture wherever Matplotlib would draw one."""
     buffer = io.BytesIO()
     Image.new("RGB", (110, 2), "white").save(buffer, "PNG")
-    monkeypatch.setattr("sam_laplace_assets.assets.pictures._png", lambda figure: buffer.getvalue())
+    monkeypatch.setattr("sam_laplace_assets.assets.pictures.as_png", lambda figure: buffer.getvalue())

@@ -50,7 +50,7 @@ def draw_curves(curves: Sequence[Row], summary: Sequence[Row], *, default: str) 
 
     The default strategy has its interval; between strategies, paired differences tell more than two intervals would.
     """
-    figure = pictures._figure(12.5, 5)
+    figure = pictures.new_figure(12.5, 5)
     colours = colours_of([row["strategy"] for row in summary], default)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, source, style in zip(panels, ("head", "sam"), ("-", "--"), strict=True):
@@ -71,14 +71,14 @@ def draw_curves(curves: Sequence[Row], summary: Sequence[Row], *, default: str) 
         axes.set_xlabel("clicks")
         axes.set_title({"head": "the head's masks", "sam": "SAM's masks"}[source], fontsize=10)
     panels[0].set_ylabel("mean IoU over images")
-    return pictures._png(figure)
+    return pictures.as_png(figure)
 
 
 def draw_differences(rows: Sequence[Row], *, default: str) -> bytes:
     """Differences in area of the head's masks to each rival, with their intervals: one panel a rival."""
     shown = [row for row in rows if (row["source"], row["metric"]) == ("head", "area")]
     rivals, names = (list(dict.fromkeys(row[key] for row in shown)) for key in ("against", "strategy"))
-    figure = pictures._figure(3.1 * max(len(rivals), 1) + 1.6, 0.34 * len(names) + 1.3)
+    figure = pictures.new_figure(3.1 * max(len(rivals), 1) + 1.6, 0.34 * len(names) + 1.3)
     reach = _reach(shown)
     for axes, rival in zip(np.ravel(figure.subplots(1, max(len(rivals), 1), sharey=True, sharex=True)), rivals,
                            strict=False):  # fmt: skip
@@ -96,7 +96,7 @@ def draw_differences(rows: Sequence[Row], *, default: str) -> bytes:
         _plain(axes)
     figure.supxlabel("difference in area under mean IoU, the head's masks   blue: better, red: worse, "
                      "grey: cannot be told", fontsize=8)  # fmt: skip
-    return pictures._png(figure)
+    return pictures.as_png(figure)
 
 
 def _reach(rows: Sequence[Row]) -> float:
@@ -120,14 +120,14 @@ def _draw_interval(axes: "Axes", row: Row, at: int, reach: float) -> None:
 def draw_clicks(sheet: Sequence[Sequence[Played]]) -> bytes:
     """A line an image, a column a strategy: the image with truth, the last mask, and the clicks in their order."""
     columns = max(len(line) for line in sheet)
-    figure = pictures._figure(3.1 * columns, 3.1 * _tallness(sheet) * len(sheet) + 0.3)
+    figure = pictures.new_figure(3.1 * columns, 3.1 * _tallness(sheet) * len(sheet) + 0.3)
     for line, places in zip(sheet, figure.subplots(len(sheet), columns, squeeze=False), strict=True):
         for axes, played in zip(places, line, strict=True):
             _draw_played(axes, played)
         places[0].set_ylabel(line[0].sample_id, fontsize=8)
     figure.suptitle("yellow: the true outline   blue: that of the head's last mask   "
                     "green: clicks on the object, red: beside it, in their order", fontsize=8)  # fmt: skip
-    return pictures._png(figure)
+    return pictures.as_png(figure)
 
 
 def _tallness(sheet: Sequence[Sequence[Played]]) -> float:

@@ -55,7 +55,7 @@ def draw_reliability(rows: Rows) -> bytes:
         rows: method, region, bin_low, bin_high, mean_probability, frequency, pixels.
     """
     methods = [name for name in TITLES if any(row["method"] == name for row in rows)]
-    figure = pictures._figure(2.6 * len(methods) + 0.6, 7.2)
+    figure = pictures.new_figure(2.6 * len(methods) + 0.6, 7.2)
     grid = figure.subplots(4, len(methods), sharex=True, sharey="row", squeeze=False,
                            gridspec_kw={"height_ratios": [3, 1, 3, 1]})  # fmt: skip
     for line, region in enumerate(REGIONS):
@@ -67,7 +67,7 @@ def draw_reliability(rows: Rows) -> bytes:
         grid[2 * line + 1, 0].set_ylabel("pixels")
     for axes in grid[-1]:
         axes.set_xlabel("predicted probability")
-    return pictures._png(figure)
+    return pictures.as_png(figure)
 
 
 def _draw_diagram(axes: Any, bins: Rows, colour: str, title: str) -> None:
@@ -97,7 +97,7 @@ def draw_risk_coverage(rows: Rows) -> bytes:
     Args:
         rows: method, region, uncertainty, coverage, risk.
     """
-    figure = pictures._figure(13, 4.2)
+    figure = pictures.new_figure(13, 4.2)
     panels = np.ravel(figure.subplots(1, 2))
     for axes, region in zip(panels, REGIONS, strict=True):
         for colour, ((method, uncertainty), style) in zip(CURVE_COLOURS, CURVES.items(), strict=True):
@@ -113,7 +113,7 @@ def draw_risk_coverage(rows: Rows) -> bytes:
         axes.set_ylim(bottom=LEAST_RISK if region == "image" else 0)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    return pictures._png(figure)
+    return pictures.as_png(figure)
 
 
 def _draw_best(axes: Any, rows: Rows) -> None:
@@ -127,7 +127,7 @@ def _draw_best(axes: Any, rows: Rows) -> None:
 
 def draw_worst(case: WorstCase) -> bytes:
     """Image, mask and prediction as contours, predictive probability, entropy and mutual information, side by side."""
-    figure = pictures._figure(13.2, 2.9)
+    figure = pictures.new_figure(13.2, 2.9)
     panels = np.ravel(figure.subplots(1, 5))
     extent = _extent(case)
     layers = {"probability": (case.maps["probability"], 1.0), "entropy, nats": (case.maps["entropy"], LOG_2),
@@ -146,7 +146,7 @@ def draw_worst(case: WorstCase) -> bytes:
         _draw_contours(axes, case, extent)
     figure.suptitle(f"{case.sample_id}, prompt set {case.promptset_id}, {case.n_pos} + {case.n_neg} points, "
                     f"IoU {case.iou:.3f}", fontsize=10)  # fmt: skip
-    return pictures._png(figure)
+    return pictures.as_png(figure)
 
 
 def _extent(case: WorstCase) -> tuple[float, float, float, float]:

@@ -22,7 +22,7 @@ def draw_panels(image: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.nda
         arrays: logits_256, pos_map and neg_map, each (256, 256).
         title: what they are of.
     """
-    figure = _figure(13.2, 2.5)
+    figure = new_figure(13.2, 2.5)
     logits = arrays["logits_256"].astype(np.float32)
     extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)  # all panels in the image's own frame
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
@@ -37,7 +37,7 @@ def draw_panels(image: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.nda
         axes.set_title(name, fontsize=9)
         axes.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    return _png(figure)
+    return as_png(figure)
 
 
 def contact_sheet(pngs: Sequence[bytes]) -> bytes:
@@ -58,7 +58,7 @@ def contact_sheet(pngs: Sequence[bytes]) -> bytes:
 
 def draw_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     """Losses and validation scores by epoch."""
-    figure = _figure(9, 3)
+    figure = new_figure(9, 3)
     epochs = [record["epoch"] for record in history]
     groups = {"loss": ("train_loss", "val_loss"), "validation": ("val_iou", "val_dice")}
     for axes, (name, curves) in zip(np.ravel(figure.subplots(1, 2)), groups.items(), strict=True):
@@ -68,14 +68,14 @@ def draw_curves(history: Sequence[Mapping[str, float]]) -> bytes:
         axes.set_title(name, fontsize=10)
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_histograms(histograms: Mapping[str, Any]) -> bytes:
     """Weights and gradients of each parameter, a histogram each."""
     names = sorted(histograms)
     columns = max(len(names) // 2, 1)
-    figure = _figure(2.3 * columns, 4.2)
+    figure = new_figure(2.3 * columns, 4.2)
     grid = np.ravel(figure.subplots(2, columns, squeeze=False))
     for axes, name in zip(grid, [*(n for n in names if n.startswith("weights")),
                                  *(n for n in names if not n.startswith("weights"))], strict=False):  # fmt: skip
@@ -84,12 +84,12 @@ def draw_histograms(histograms: Mapping[str, Any]) -> bytes:
         axes.set_title(name, fontsize=7)
         axes.tick_params(labelsize=6)
         axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_prior_search(grid: Sequence[float], val_nll: Sequence[float], *, map_nll: float, chosen: float) -> bytes:
     """Validation NLL against prior precision, beside that of the head without a posterior."""
-    figure = _figure(5, 3)
+    figure = new_figure(5, 3)
     axes = figure.subplots()
     axes.semilogx(grid, val_nll, marker="o", label="Laplace predictive")
     axes.axhline(map_nll, color="gray", linestyle=":", label="head (MAP)")
@@ -99,7 +99,7 @@ def draw_prior_search(grid: Sequence[float], val_nll: Sequence[float], *, map_nl
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_by_precision(
@@ -117,7 +117,7 @@ def draw_by_precision(
         level: label and value that they are compared with.
         chosen: a precision to be marked.
     """
-    figure = _figure(7.5, 4)
+    figure = new_figure(7.5, 4)
     axes = figure.subplots()
     for label, points in curves.items():
         axes.semilogx(*zip(*points, strict=True), marker="o", markersize=3, label=label)
@@ -130,16 +130,16 @@ def draw_by_precision(
     axes.ticklabel_format(axis="y", useOffset=False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return as_png(figure)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: "Figure") -> bytes:
+def as_png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

@@ -44,7 +44,7 @@ class Row:
 def draw_scores(rows: Sequence[Row], *, strategy: str) -> bytes:
     """For each image: itself with clicks, outline and suggestions, probability, MI, and the strategy's scores."""
     heights = [2.75 * _aspect(*row.image.shape[:2]) + 0.4 for row in rows]
-    figure = pictures._figure(11.5, sum(heights) + 0.3)
+    figure = pictures.new_figure(11.5, sum(heights) + 0.3)
     grid = figure.subplots(len(rows), 4, squeeze=False, height_ratios=heights)
     for axes, row in zip(grid, rows, strict=True):
         height, width = row.image.shape[:2]
@@ -60,7 +60,7 @@ def draw_scores(rows: Sequence[Row], *, strategy: str) -> bytes:
         _mark_places(axes[3], row.points)
     figure.suptitle("+ and x: clicks so far   numbers: suggested, green where the model expects the object, else red   "
                     "blue: outline of the predicted mask", fontsize=8)  # fmt: skip
-    return pictures._png(figure)
+    return pictures.as_png(figure)
 
 
 def draw_prediction(
@@ -80,7 +80,7 @@ def draw_prediction(
     """
     height, width = image.shape[:2]
     step = -(-max(height, width) // LARGEST)
-    figure = pictures._figure(12, 3.9 * _aspect(height, width) + 0.7)
+    figure = pictures.new_figure(12, 3.9 * _aspect(height, width) + 0.7)
     axes = figure.subplots(1, 3)
     _show_clicks(axes[0], image[::step, ::step], mask[::step, ::step], prompt_set, points, size=(height, width))
     axes[0].set_title("clicks (+ x), outline of the mask, suggested next (numbers)", fontsize=9)
@@ -90,7 +90,7 @@ def draw_prediction(
     _show_map(axes[2], shown, (height, width), **_heat(shown))
     axes[2].set_title(_about(shown), fontsize=9)
     figure.suptitle(title, fontsize=10)
-    return pictures._png(figure)
+    return pictures.as_png(figure)
 
 
 def _show_clicks(

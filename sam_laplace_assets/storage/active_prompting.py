@@ -19,8 +19,7 @@ import pyarrow as pa
 from sam_laplace_assets.domain.interaction import THRESHOLDS
 from sam_laplace_assets.domain.plan import Item, Record, digest
 from sam_laplace_assets.storage import files, reports
-from sam_laplace_assets.storage.reports import Layout, SampleReportStore, read_sample
-from sam_laplace_assets.storage.tables import Format
+from sam_laplace_assets.storage.reports import SampleReportStore, read_sample
 
 ASSET = "active_prompting"
 _NAMES = [f"{100 * threshold:g}" for threshold in THRESHOLDS]
@@ -53,11 +52,6 @@ DIFFERENCES = pa.schema(
     ]
 )  # fmt: skip
 TABLES = {"clicks": CLICKS, "curves": CURVES, "summary": SUMMARY, "differences": DIFFERENCES}
-
-
-def layout(table_format: Format) -> Layout:
-    """The report's tables, as Parquet or CSV."""
-    return Layout(ASSET, TABLES, table_format)
 
 
 class ClickStore(SampleReportStore):

@@ -21,7 +21,6 @@ import pyarrow as pa
 
 from sam_laplace_assets.storage.manifest import Sample
 from sam_laplace_assets.storage.pack import Pack, PackRefused, open_pack
-from sam_laplace_assets.storage.reports import Layout
 from sam_laplace_assets.storage.tables import Format
 
 if TYPE_CHECKING:
@@ -54,11 +53,6 @@ TABLES = {
                            frequency=_NUMBER, pixels=_COUNT),
     "risk_coverage": _schema(method=_WORD, region=_WORD, uncertainty=_WORD, coverage=_NUMBER, risk=_NUMBER),
 }  # fmt: skip
-
-
-def layout(table_format: Format) -> Layout:
-    """What reports of evaluation hold."""
-    return Layout(ASSET, TABLES, table_format)
 
 
 @dataclass(frozen=True)

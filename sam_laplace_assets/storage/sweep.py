@@ -6,9 +6,7 @@ factor on the logits is best.
 
 import pyarrow as pa
 
-from sam_laplace_assets.storage import tables
-from sam_laplace_assets.storage.reports import Layout
-
+ASSET = "posterior_sweep"
 TABLE = "configurations"
 NUMBERS = (
     "prior_precision", "log_marginal_likelihood", "val_nll", "map_nll", "ece", "mean_variance", "mean_information",
@@ -21,8 +19,4 @@ SCHEMA = pa.schema(
         ("beats_head", pa.bool_()), ("of_settings", pa.bool_()),
     ]
 )  # fmt: skip
-
-
-def sweep_layout(table_format: tables.Format) -> Layout:
-    """What a report of posterior_sweep holds."""
-    return Layout("posterior_sweep", {TABLE: SCHEMA}, table_format)
+TABLES = {TABLE: SCHEMA}

@@ -14,9 +14,9 @@ from sam_laplace_assets.assets.evaluation_report import read_evaluation
 from sam_laplace_assets.domain.comparison import METHODS
 from sam_laplace_assets.domain.pack import MemoryRows
 from sam_laplace_assets.storage.champion import read_champion, require_champion
-from sam_laplace_assets.storage.evaluation import TABLES, layout, read_tables
+from sam_laplace_assets.storage.evaluation import ASSET, TABLES, read_tables
 from sam_laplace_assets.storage.pack import Pack
-from sam_laplace_assets.storage.reports import Findings, read_summary, write_report
+from sam_laplace_assets.storage.reports import Findings, Layout, read_summary, write_report
 from sam_laplace_assets_tests.small_project import draw_plainly, failure
 
 
@@ -198,7 +198,7 @@ def test_the_worst_images_are_distinct_and_worst_first():
 
 def test_tables_as_csv_hold_the_same(evaluated, tmp_path):
     found = tables_of(evaluated, "test")
-    write_report(tmp_path, layout("csv"), Findings(found), provenance="1")
+    write_report(tmp_path, Layout(ASSET, TABLES, "csv"), Findings(found), provenance="1")
     for name, frame in read_tables(tmp_path, "csv").items():
         pd.testing.assert_frame_equal(frame, found[name], check_dtype=False)
 

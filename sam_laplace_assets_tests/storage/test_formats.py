@@ -13,7 +13,7 @@ from PIL import Image
 
 from sam_laplace_assets import storage
 from sam_laplace_assets.domain.plan import Item, Plan
-from sam_laplace_assets.storage import active_prompting, evaluation, predictions, scores, tables
+from sam_laplace_assets.storage import active_prompting, evaluation, predictions, scores, sweep, tables
 from sam_laplace_assets.storage.active_prompting import ClickStore
 from sam_laplace_assets.storage.champion import ChampionStore
 from sam_laplace_assets.storage.head import HeadStore
@@ -65,6 +65,19 @@ def one(**parts):
     return Item("train-abc", parts, {"lr": 0.1})
 
 
+CONCEPTS = (
+    (evaluation, ReportStore, None),
+    (sweep, ReportStore, None),
+    (scores, SampleReportStore, {"maps": []}),
+    (active_prompting, ClickStore, {"report": []}),
+)
+
+
+def nothing(concept):
+    """A report without a row."""
+    return Findings({name: pd.DataFrame(columns=schema.names) for name, schema in concept.TABLES.items()})
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A project with a file of every format, tables as Parquet in `parquet` and as CSV in `csv`."""
@@ -73,17 +86,12 @@ def root(tmp_path_factory):
         project = Project(top / table_format, table_format)
         make(manifest_plan(KEYS), ManifestStore(project.manifests, "all_samples"))
         make(index_plan(KEYS), IndexStore(project.training_index("val"), table_format))
-        found = Findings({name: evaluation.frame_of(name, []) for name in evaluation.TABLES})
-        make(Plan([one(report="1")], make=lambda item, parts, found=found: found),
-             ReportStore(project.report("evaluation", "val"), evaluation.layout(table_format)))  # fmt: skip
-        none = {name: pd.DataFrame(columns=schema.names) for name, schema in scores.TABLES.items()}
-        layout = Layout(scores.ASSET, scores.TABLES, table_format)
-        make(Plan([one(report="1")], make=lambda item, parts: [], finish=lambda samples, none=none: Findings(none)),
-             SampleReportStore(project.report(scores.ASSET, "val"), layout))  # fmt: skip
-        none = {name: pd.DataFrame(columns=schema.names) for name, schema in active_prompting.TABLES.items()}
-        make(Plan([one(report="1")], make=lambda item, parts: {"report": []},
-                  finish=lambda samples, none=none: Findings(none)),
-             ClickStore(project.report("active_prompting", "val"), active_prompting.layout(table_format)))  # fmt: skip
+        for concept, store, of_sample in CONCEPTS:
+            value = of_sample or nothing(concept)
+            plan = Plan([one(report="1")], make=lambda item, parts, value=value: value,
+                        finish=lambda samples, concept=concept: nothing(concept))  # fmt: skip
+            layout = Layout(concept.ASSET, concept.TABLES, table_format)
+            make(plan, store(project.report(concept.ASSET, "val"), layout))
     make(prompt_plan(), PromptStore(project.prompt_sets("val")))
     make(sam_plan(), SamStore(project.sam_cache("val")))
     make(pack_plan(KEYS[:1]), PackStore(project.packs, "val"))
