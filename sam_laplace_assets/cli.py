@@ -119,7 +119,7 @@ def predict(
     1 on the object and 0 beside it. Each image gets <stem>_mask.png, <stem>_probability.npy,
     <stem>_mutual_information.npy and <stem>_picture.png at its own size; predictions.json says what they were made
     with, and suggests the next clicks by the strategy of the settings (prompting.strategy: bald, bald_region,
-    bald_interior, entropy, entropy_interior, variance, random, foreground_random or balanced_random).
+    bald_interior, bald_local, entropy, entropy_interior, variance, random, foreground_random or balanced_random).
     """
     from sam_laplace_assets.commands.predict import predict_images
 

@@ -177,7 +177,7 @@ class ChampionSettings(Section):
 class PromptingSettings(Section):
     """How the next points to click are suggested; lengths in pixels at 256x256, whatever the image's size."""
 
-    strategy: str = Field("entropy_interior", description="what scores a pixel; see `sam-laplace predict --help`")
+    strategy: str = Field("bald_local", description="what scores a pixel; see `sam-laplace predict --help`")
     suggestions: Positive = Field(10, description="points suggested at most")
     spacing: Annotated[float, Field(ge=0)] = Field(16.0, description="least distance of two suggestions")
     border: Annotated[int, Field(ge=0, lt=128)] = Field(0, description="pixels along each side that are left out")

@@ -73,7 +73,7 @@ def test_the_summary_says_what_was_used(here, read_only):
     meta = json.loads((read_only.paths.posteriors / f"run_{run_id}" / "posterior_meta.json").read_text())
     assert told["posterior"]["state_sha256"] == meta["sha256"]["laplace_state.pt"]
     assert told["sam"]["sha256"] == remembered_sha256(read_only.settings.sam.checkpoint, here / "memory.json")
-    assert told["rule"]["strategy"] == "entropy_interior"
+    assert told["rule"]["strategy"] == "bald_local"
 
 
 def test_many_images_take_their_points_from_a_csv_or_a_json(here):

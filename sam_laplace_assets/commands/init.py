@@ -58,7 +58,7 @@ laplace:
   likelihood_temperature: 1.0  # a number, or image_cluster
 
 prompting:                     # where to click next; lengths are pixels at 256x256
-  strategy: entropy_interior   # sam-laplace predict --help lists them
+  strategy: bald_local   # sam-laplace predict --help lists them
   suggestions: 10
   spacing: 16                  # least distance of two suggestions
   border: 0                    # left out along each side

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sam_laplace_assets.domain.click_field import field_variance, information
 from sam_laplace_assets.domain.clicks import (
     SPACING,
     FloatMap,
@@ -30,6 +31,8 @@ UNCERTAIN_SHARE = 0.5
 OUTSIDE_WEIGHT = 1e-6
 NEAR_FOREGROUND = 8.0
 
+Clicks = Sequence[tuple[float, float]] | NDArray[Any]
+
 
 @dataclass(frozen=True, eq=False)
 class Maps:
@@ -41,6 +44,7 @@ class Maps:
         mutual_information: (H, W) float, between label and weights, nats.
         variance: (H, W) float, of the logit.
         truth: (H, W) bool, the true mask; only the oracle reads it.
+        clicks: (K, 2), (x, y) of the clicks that the maps already answer to; `suggest` puts its `earlier` here.
     """
 
     probability: NDArray[Any]
@@ -48,6 +52,7 @@ class Maps:
     mutual_information: NDArray[Any]
     variance: NDArray[Any]
     truth: Mask | None = None
+    clicks: Clicks = ()
 
     def __post_init__(self) -> None:
         shape = self.probability.shape
@@ -73,6 +78,10 @@ class Maps:
     def showing(self, truth: Mask | None) -> "Maps":
         """The same maps with this truth, or with none."""
         return replace(self, truth=truth)
+
+    def after(self, clicks: Clicks) -> "Maps":
+        """The same maps, told which clicks (K, 2) they answer to."""
+        return replace(self, clicks=clicks)
 
 
 Score = Callable[[Maps, np.random.Generator], FloatMap]
@@ -125,7 +134,7 @@ def suggest(
     *,
     spacing: float = SPACING,
     border: int = 0,
-    earlier: Sequence[tuple[float, float]] | NDArray[Any] = (),
+    earlier: Clicks = (),
     earlier_radius: float = 1.0,
     generator: np.random.Generator | None = None,
 ) -> tuple[Suggestion, ...]:
@@ -141,7 +150,7 @@ def suggest(
     strategy, stream = named(name), generator or np.random.default_rng(0)
     if strategy.random and generator is None:
         raise ValueError(f"Strategy {name} draws at random: give a seeded generator.")
-    scores = score_map(name, maps, stream)
+    scores = score_map(name, maps.after(earlier), stream)
     points = pick(
         scores,
         count,
@@ -185,6 +194,21 @@ def interior(maps: Maps) -> FloatMap:
     return np.maximum(depth(uncertain), OUTSIDE_WEIGHT)
 
 
+def bald_local(maps: Maps) -> FloatMap:
+    """MI of a click's neighbourhood and what is unknown there: the weights, and a local field that clicks make known.
+
+    `bald` asks about the weights, which one click cannot change. Here the logit has a smooth random field as well, of
+    which the clicks so far have told the surroundings (`click_field`); smoothed like `bald_region`. The weights' share
+    is next to nothing, the field decides. No exclusion around earlier clicks and no border is needed.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    local = field_variance(maps.shape, maps.clicks)
+    gained = information(maps.probability, maps.variance, local)
+    smoothed: FloatMap = gaussian_filter(gained, sigma=REGION_SIGMA, mode="constant")
+    return smoothed
+
+
 def oracle(maps: Maps) -> FloatMap:
     """Depth of each wrong pixel in its error; its maximum is RITM's next click."""
     if maps.truth is None:
@@ -214,6 +238,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
         "bald": Strategy(lambda maps, _: _float(maps.mutual_information)),
         "bald_region": Strategy(lambda maps, _: bald_region(maps)),
         "bald_interior": Strategy(lambda maps, _: maps.mutual_information * interior(maps)),
+        "bald_local": Strategy(lambda maps, _: bald_local(maps)),
         "entropy": Strategy(lambda maps, _: _float(maps.entropy)),
         "entropy_interior": Strategy(lambda maps, _: maps.entropy * interior(maps)),
         "variance": Strategy(lambda maps, _: _float(maps.variance)),

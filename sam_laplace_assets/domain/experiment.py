@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_laplace_assets.domain import interaction
-from sam_laplace_assets.domain.acquisition import Maps, named
+from sam_laplace_assets.domain.acquisition import Clicks, Maps, named
 from sam_laplace_assets.domain.clicks import Mask
 from sam_laplace_assets.domain.geometry import LOW_RES, resize_nearest, to_original
 from sam_laplace_assets.domain.interaction import Interaction, Trace, first_click, interact_together
@@ -81,10 +81,11 @@ class AnswerMaps(Maps):
     Args:
         answer: whose maps they are; it keeps what was computed.
         truth: the true mask, for a strategy that needs it.
+        clicks: (K, 2), (x, y) of the clicks that it answers to, for a strategy that reads them.
     """
 
-    def __init__(self, answer: "Answer", truth: Mask | None = None) -> None:
-        self.__dict__.update(_answer=answer, truth=truth)
+    def __init__(self, answer: "Answer", truth: Mask | None = None, clicks: Clicks = ()) -> None:
+        self.__dict__.update(_answer=answer, truth=truth, clicks=clicks)
 
     @property
     def probability(self) -> NDArray[Any]:  # type: ignore[override]
@@ -118,7 +119,11 @@ class AnswerMaps(Maps):
 
     def showing(self, truth: Mask | None) -> "AnswerMaps":
         """The same maps with this truth, or with none; nothing is computed twice."""
-        return AnswerMaps(self._read(), truth)
+        return AnswerMaps(self._read(), truth, self.clicks)
+
+    def after(self, clicks: Clicks) -> "AnswerMaps":
+        """The same maps, told which clicks they answer to."""
+        return AnswerMaps(self._read(), self.truth, clicks)
 
     def _read(self) -> "Answer":
         answer: Answer = self.__dict__["_answer"]

@@ -36,7 +36,7 @@ class Rule:
 
     @property
     def in_words(self) -> str:
-        """`entropy_interior: 10 points, 16 px apart, ...`, for a reader."""
+        """`bald_local: 10 points, 16 px apart, ...`, for a reader."""
         border = f"{self.border} px from the border" if self.border else "up to the border"
         return (f"{self.strategy}: {self.suggestions} points, {self.spacing:g} px apart, {border}, "
                 f"{self.earlier_radius:g} px from earlier clicks (of 256)")  # fmt: skip

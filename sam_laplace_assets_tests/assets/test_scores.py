@@ -73,7 +73,7 @@ def test_suggestions_are_those_of_suggest_on_the_maps_of_the_packs_rows(scored):
                                                  variance)))  # fmt: skip
         height, width = sample.size
         clicks = to_low_res(np.array([*prompt_set.pos, *prompt_set.neg]), image_h=height, image_w=width)
-        plain = suggest("entropy_interior", maps, 10, spacing=16, earlier=clicks, earlier_radius=1)
+        plain = suggest("bald_local", maps, 10, spacing=16, earlier=clicks, earlier_radius=1)
         mine = suggestions[(suggestions["safe_id"] == sample.key)
                            & (suggestions["promptset_id"] == prompt_set.promptset_id)]  # fmt: skip
         assert mine[["x_256", "y_256", "positive"]].values.tolist() == [[one.x, one.y, one.positive] for one in plain]
@@ -89,7 +89,7 @@ def test_the_report_ranks_images_by_the_mean_score_of_their_best_suggestions(sco
     assert [row["sample_id"] for row in facts["needs a click most"]] == means.index[:10].tolist()
     assert facts["needs a click most"][0]["score"] == pytest.approx(means.iloc[0])
     told = scored.metadata("prompt_scores", "test")
-    assert told["rule"].startswith("entropy_interior: 10 points, 16 px apart")
+    assert told["rule"].startswith("bald_local: 10 points, 16 px apart")
     assert told["needs a click most"].startswith("| sample_id | score | expected_iou |")
     assert "data:image/png;base64" in told[scores.SHEET]
 

@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "prompt_generation": {f"num_promptsets_{role}": 4 for role in ("train", "val", "test")},
     "sam": {"model_type": "toy", "device": "auto"},
     "training": {"num_epochs": 12},
-    "active_prompting": {"clicks": 10, "seeds": 2},
+    "active_prompting": {"clicks": 10, "seeds": 2, "first_click_jitter": 8, "click_jitter": 3},
     "mlflow": {"enabled": False},
 }
 

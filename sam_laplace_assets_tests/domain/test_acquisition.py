@@ -42,7 +42,7 @@ def places(suggestions):
 
 def test_the_registry_has_the_strategies_of_the_issue():
     assert set(ALL) == {
-        "bald", "bald_region", "bald_interior", "entropy", "entropy_interior", "variance",
+        "bald", "bald_region", "bald_interior", "bald_local", "entropy", "entropy_interior", "variance",
         "random", "foreground_random", "balanced_random", "oracle",
     }  # fmt: skip
     assert set(without_truth()) == set(ALL) - {"oracle"}
@@ -103,7 +103,9 @@ def test_the_label_is_what_the_model_expects_there(name):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_flipping_the_maps_flips_the_scores(name, axis):
     maps = some_maps()
-    flipped = Maps(*(np.flip(getattr(maps, field.name), axis) for field in dataclasses.fields(maps)))
+    flipped = Maps(
+        *(np.flip(getattr(maps, field.name), axis) for field in dataclasses.fields(maps) if field.name != "clicks")
+    )
     scores = score_map(name, maps, generator())
     np.testing.assert_allclose(score_map(name, flipped, generator()), np.flip(scores, axis), rtol=1e-12, atol=1e-15)
 
@@ -165,6 +167,38 @@ def test_outside_the_uncertain_region_the_order_is_that_of_the_quantity():
     assert (first.x, first.y) == (9, 12)
     assert (second.x, second.y) == (29, 29)
     assert interior(maps)[8:17, 5:14].min() == 1 > interior(maps)[0, 0] > 0
+
+
+def two_regions():
+    """Two uncertain squares, the left one the larger."""
+    p = np.full((96, 96), 0.001)
+    p[30:66, 10:40] = p[38:58, 66:86] = 0.5
+    nothing = np.zeros_like(p)
+    return Maps(p, nothing, nothing, nothing)
+
+
+def test_bald_local_goes_elsewhere_once_a_region_is_clicked():
+    (first,) = suggest("bald_local", two_regions(), 1)
+    (second,) = suggest("bald_local", two_regions(), 1, earlier=[(first.x, first.y)])
+    (third,) = suggest("bald_local", two_regions(), 1, earlier=[(second.x, second.y), (first.x, first.y)])
+    assert first.x < 40 < 66 <= second.x
+    assert third.x < 40
+    assert first.score > second.score > third.score
+
+
+def test_bald_local_reads_the_clicks_and_their_order_does_not_matter():
+    maps, clicks = some_maps(), [(10, 12), (30, 5), (10.5, 12.25)]
+    (found,), (turned,) = (suggest("bald_local", maps, 1, earlier=earlier) for earlier in (clicks, clicks[::-1]))
+    assert (found.x, found.y, found.score) == (turned.x, turned.y, pytest.approx(turned.score))
+    clicked = maps.after(np.array(clicks))
+    assert found.score == score_map("bald_local", clicked, generator())[found.y, found.x]
+
+
+@pytest.mark.parametrize("name", [name for name in CERTAIN if name != "bald_local"])
+def test_other_scores_do_not_depend_on_the_clicks(name):
+    maps = some_maps()
+    clicked = maps.after([(10.0, 12.0)])
+    np.testing.assert_array_equal(*(score_map(name, one, generator()) for one in (maps, clicked)))
 
 
 @pytest.mark.parametrize("name", RANDOM)

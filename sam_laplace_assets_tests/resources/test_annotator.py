@@ -49,7 +49,7 @@ def test_suggestions_are_those_of_suggest_on_the_maps_of_the_answer(annotator):
     answerer = annotator._answerer
     (answer,) = answerer.answer(answerer.embed(image), [prompt_set])
     earlier = to_low_res(np.array([(20, 15), (2, 3)]), image_h=40, image_w=60)
-    plain = suggest("entropy_interior", maps_of(answer), 5, spacing=16, earlier=earlier, earlier_radius=1)
+    plain = suggest("bald_local", maps_of(answer), 5, spacing=16, earlier=earlier, earlier_radius=1)
     assert [(one.x_256, one.y_256, one.score, one.positive) for one in found] == [
         (one.x, one.y, one.score, one.positive) for one in plain
     ]
