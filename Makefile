@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test test-live ui train-toy clean
+.PHONY: setup demo test test-live ui train-toy findings clean
 
 setup: $(READY)
 
@@ -34,5 +34,8 @@ train-toy: $(READY)   ## train the toy SAM again, then measure it
 	$(BIN)/python -m sam_laplace_assets.demo.train_toy_sam
 	$(BIN)/python -m sam_laplace_assets.demo.evaluate_toy_sam
 
+findings: $(READY)   ## measure what the posterior is worth, on drawn images; about two hours on 2 cores
+	$(BIN)/python -m sam_laplace_assets_tests.benchmarks.findings
+
 clean:           ## remove what was made here, the demo's outputs included
-	rm -rf $(VENV) .demo .artifacts
+	rm -rf $(VENV) .demo .artifacts .findings

@@ -439,7 +439,7 @@ def test_when_a_failed_run_is_final(tags, retries, at_once, later):
 
 
 def test_what_was_told_long_ago_leaves_the_cursor_and_is_not_told_again(lab, monkeypatch):
-    monkeypatch.setattr(alerting, "OVERLAP", -1.0)
+    monkeypatch.setattr(alerting, "OVERLAP", -1000.0)
     runs = []
     for _ in range(3):
         runs.append(lab.fail())

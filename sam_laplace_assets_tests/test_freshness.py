@@ -16,6 +16,7 @@ from sam_laplace_assets_tests.small_project import BASE, add_sample, count_calls
 
 AFTER_CACHE = ["training_index", "hdf5_pack", "sanity_panels"]
 FITTED = ["head_checkpoint[train]", "laplace_posterior[train]", "champion"]
+USED = ["evaluation[test]", "prompt_scores[test]"]
 
 
 def looked_at(project):
@@ -128,7 +129,7 @@ def test_a_changed_mask_makes_its_prompts_again_and_what_follows(project, encode
     _, mask = draw(900, size=project_size(project, sample), disc=disc)
     put_mask(path, mask)
     ran = project.refresh()
-    assert ran == ["all_samples", *of("test", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE)]
+    assert ran == ["all_samples", *of("test", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE), *USED]
     assert encoded["embed"] == 1
     assert project.metadata("prompt_sets", "test")["samples made"] == 1
     assert project.metadata("prompt_sets", "test")["samples reused"] == 1
@@ -147,11 +148,12 @@ def test_changed_pixels_make_the_logits_again_and_not_the_prompts(project, encod
     Image.fromarray(255 - image).save(path)
     versions = project.versions()
     ran = project.refresh()
-    assert ran == ["all_samples", *of("test", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE)]
+    assert ran == ["all_samples", *of("test", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE), *USED]
     assert project.metadata("prompt_sets", "test")["samples made"] == 0
     assert encoded["embed"] == 1
     changed = {name for name, version in project.versions().items() if versions[name] != version}
-    assert changed == {("all_samples", None), *((name, "test") for name in ("manifest", "sam_cache", *AFTER_CACHE))}
+    changed_in_test = ("manifest", "sam_cache", *AFTER_CACHE, "evaluation", "prompt_scores")
+    assert changed == {("all_samples", None), *((name, "test") for name in changed_in_test)}
 
 
 def test_the_same_pixels_in_another_file_change_nothing(project, encoded):
@@ -169,7 +171,7 @@ def test_another_sigma_makes_the_maps_again_and_never_calls_the_encoder(project,
     project.change(prompt_generation={"gaussian_sigma": 5})
     ran = project.refresh()
     made = [name for split in BASE for name in of(split, "sam_cache", *AFTER_CACHE)]
-    assert ran == [*made, "validation_pack", *FITTED]
+    assert ran == [*made, "validation_pack", *FITTED, *USED]
     assert not encoded
     assert not answered
     after = hashes(project.root)
@@ -181,7 +183,7 @@ def test_one_more_prompt_set_asks_for_that_one_alone(project, answered, encoded)
     project.change(prompt_generation={"num_promptsets_test": 3})
     before = hashes(project.root / "sam_precompute" / "test")
     ran = project.refresh()
-    assert ran == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE)
+    assert ran == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE) + USED
     assert encoded["embed"] == answered["answer"] == 2
     assert project.metadata("sam_cache", "test")["prompt sets made"] == 2
     after = hashes(project.root / "sam_precompute" / "test")
@@ -190,14 +192,14 @@ def test_one_more_prompt_set_asks_for_that_one_alone(project, answered, encoded)
 
 def test_fewer_prompt_sets_ask_for_none(project, encoded):
     project.change(prompt_generation={"num_promptsets_test": 1})
-    assert project.refresh() == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE)
+    assert project.refresh() == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE) + USED
     assert not encoded
     assert project.metadata("training_index", "test")["rows"] == 2
 
 
 def test_another_prompt_seed_draws_all_prompts_anew(project, encoded):
     project.change(prompt_generation={"prompt_seed": 1})
-    assert project.refresh("test") == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE)
+    assert project.refresh("test") == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE) + USED
     assert encoded["embed"] == 2
 
 
@@ -206,7 +208,7 @@ def test_another_checkpoint_makes_the_logits_again_and_not_the_maps(project, enc
     weights["mask_decoder.iou_token.weight"] += 0.5
     torch.save(weights, project.folder / "sam.pt")
     before = hashes(project.root / "sam_precompute" / "test")
-    assert project.refresh("test") == of("test", "sam_cache", *AFTER_CACHE)
+    assert project.refresh("test") == of("test", "sam_cache", *AFTER_CACHE) + USED
     assert encoded["embed"] == 2
     after = hashes(project.root / "sam_precompute" / "test")
     changed = {name.rpartition("/")[2] for name, sha in after.items() if before[name] != sha}
@@ -232,13 +234,13 @@ def test_checkpoints_of_one_name_size_and_time_are_told_apart(project):
         os.utime(path, (1_700_000_000, 1_700_000_000))
     project.refresh("test")
     project.change(sam={"checkpoint": "other/sam.pt"})
-    assert project.refresh("test") == of("test", "sam_cache", *AFTER_CACHE)
+    assert project.refresh("test") == of("test", "sam_cache", *AFTER_CACHE) + USED
 
 
 def test_another_training_setting_trains_again_under_another_name(project):
     project.change(training={"lr": 0.02})
     runs = set((project.root / "checkpoints" / "no_image").glob("run_*"))
-    assert project.refresh() == FITTED
+    assert project.refresh() == FITTED + USED
     assert len(set((project.root / "checkpoints" / "no_image").glob("run_*")) - runs) == 1
     project.change(training={"num_workers": 3, "memory_budget": 1.0})
     assert project.refresh() == []
@@ -259,7 +261,7 @@ def test_going_back_to_a_finished_run_trains_nothing(project):
 
 def test_another_prior_grid_fits_again_and_does_not_train(project):
     project.change(laplace={"prior_precision_grid": [0.1, 10.0, 1e6]})
-    assert project.refresh() == FITTED[1:]
+    assert project.refresh() == FITTED[1:] + USED
 
 
 def test_a_rule_for_the_title_asks_for_a_decision_only(project):
@@ -294,7 +296,7 @@ def test_an_instance_without_records_is_told_without_making_anything_again(proje
     for path in (project.folder / "dagster_home").iterdir():
         path.rename(tmp_path / f"old_{path.name}")
     assert all(one.why == "Dagster has no record of it" for one in looked_at(project))
-    assert len(project.refresh()) == 23
+    assert len(project.refresh()) == 25
     assert project.versions() == versions
     assert not encoded
     changed = {name for name, sha in hashes(project.root).items() if before.get(name) != sha}
@@ -312,7 +314,7 @@ def test_a_new_sample_is_the_only_one_that_is_made(project, encoded):
     shards = set((project.root / "training_data" / "no_image" / "train_shards").glob("*.h5"))
     add_sample(project.folder, "boxes/new", 77)
     ran = project.refresh()
-    assert ran == ["all_samples", *of("train", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE), *FITTED]
+    assert ran == ["all_samples", *of("train", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE), *FITTED, *USED]
     assert encoded["embed"] == 1
     added = set((project.root / "training_data" / "no_image" / "train_shards").glob("*.h5")) - shards
     assert len(added) == 1

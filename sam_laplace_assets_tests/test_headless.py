@@ -49,7 +49,7 @@ def test_the_graph_is_made_from_all_samples_to_a_champion(read_only):
     champion = read_champion(read_only.paths.posteriors)
     assert champion.training_split == "train"
     assert (read_only.paths.posteriors / f"run_{champion.run_id}" / "laplace_state.pt").exists()
-    assert len(read_only.versions()) == 23
+    assert len(read_only.versions()) == 25
 
 
 def test_stages_go_from_the_scan_over_the_splits_to_the_title():
@@ -173,7 +173,7 @@ def test_each_run_is_announced_with_its_reason(project):
     with project.instance() as instance:
         refresh(instance, tell=told.append)
     assert told == ["prompt_sets, sam_cache, training_index, hdf5_pack, sanity_panels of test: "
-                    "2 samples stale"]  # fmt: skip
+                    "2 samples stale", "evaluation, prompt_scores of test: 1 reports stale"]  # fmt: skip
 
 
 def test_a_removed_sample_leaves_index_and_pack_and_returns_to_its_place(project):

@@ -98,6 +98,7 @@ def test_rolling_back_gives_the_title_to_the_one_before_and_is_recorded(twice_de
 def test_the_one_that_lost_by_hand_does_not_win_again_by_itself(twice_decided):
     project, _, second = twice_decided
     assert project.materialise("champion", title_to="previous").success
+    assert project.refresh() == ["evaluation[test]", "prompt_scores[test]"]
     assert project.refresh() == []
     assert project.materialise("champion").success
     add_sample(project.folder, "discs/90", 90)

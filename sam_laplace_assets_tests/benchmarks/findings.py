@@ -29,6 +29,7 @@ A_CLASS, JUDGED_A_CLASS = 100, 70
 FIRST = 100_000
 """Number of the first scene: far from those of the demo."""
 MODES = ("pairs", "interactive")
+RIVALS = ("entropy", "random", "foreground_random", "balanced_random")
 SETTINGS: dict[str, Any] = {
     "data": {
         "images_root": "../images",
@@ -39,7 +40,13 @@ SETTINGS: dict[str, Any] = {
     "prompt_generation": {f"num_promptsets_{role}": 4 for role in ("train", "val", "test")},
     "sam": {"model_type": "toy", "device": "auto"},
     "training": {"num_epochs": 12},
-    "active_prompting": {"clicks": 10, "seeds": 2, "first_click_jitter": 8, "click_jitter": 3},
+    "active_prompting": {
+        "strategies": ["oracle", "bald_local", "entropy_interior", "entropy", "bald", *RIVALS[1:]],
+        "clicks": 10,
+        "seeds": 2,
+        "first_click_jitter": 8,
+        "click_jitter": 3,
+    },
     "mlflow": {"enabled": False},
 }
 
@@ -111,9 +118,7 @@ def clicks(mode: str) -> Iterator[str]:
         of_head = differences[(differences["source"] == "head") & (differences["metric"] == "area")]
         for row in summary[summary["source"] == "head"].sort_values("area", ascending=False).to_dict("records"):
             against = of_head[of_head["strategy"] == row["strategy"]].set_index("against")
-            cells = [
-                _difference(against, name) for name in ("entropy", "random", "foreground_random", "balanced_random")
-            ]
+            cells = [_difference(against, name) for name in RIVALS]
             area = f"{row['area']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
             yield f"| {mode} | {split} | `{row['strategy']}` | {area} | {row['noc85']:.1f} | {' | '.join(cells)} |"
 
