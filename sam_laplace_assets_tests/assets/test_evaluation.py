@@ -12,11 +12,14 @@ from sam_laplace_assets.assets.evaluation_findings import fit_scale, worst_rows
 from sam_laplace_assets.assets.evaluation_pictures import WorstCase, draw_reliability, draw_risk_coverage, draw_worst
 from sam_laplace_assets.assets.evaluation_report import read_evaluation
 from sam_laplace_assets.domain.comparison import METHODS
+from sam_laplace_assets.domain.metrics import binary_entropy
 from sam_laplace_assets.domain.pack import MemoryRows
 from sam_laplace_assets.storage.champion import read_champion, require_champion
 from sam_laplace_assets.storage.evaluation import ASSET, TABLES, read_tables
 from sam_laplace_assets.storage.pack import Pack
+from sam_laplace_assets.storage.posterior import open_predictor
 from sam_laplace_assets.storage.reports import Findings, Layout, read_summary, write_report
+from sam_laplace_assets.storage.rows import load_rows
 from sam_laplace_assets_tests.small_project import draw_plainly, failure
 
 
@@ -235,3 +238,18 @@ def test_pictures_are_drawn_without_values_too():
                 draw_risk_coverage([])):  # fmt: skip
         with Image.open(io.BytesIO(png)) as picture:
             picture.load()
+
+
+def test_sampled_and_quadrature_mutual_information_agree_on_a_row_of_the_pack(evaluated):
+    predictor = open_predictor(
+        evaluated.paths.posteriors / f"run_{require_champion(evaluated.paths.posteriors).run_id}"
+    )
+    x, _ = load_rows(Pack.open(evaluated.paths.pack("test"))).read(np.array([0]))
+    draws = torch.Generator().manual_seed(0)
+    sampled = torch.cat([predictor.sample(x, 200, draws)[:, 0, ::4, ::4].double() for _ in range(20)])
+    p = torch.sigmoid(sampled).mean(0)
+    predictive = -torch.special.xlogy(p, p) - torch.special.xlog1py(1 - p, -p)
+    information = predictive - binary_entropy(sampled).mean(0)
+    exact = predictor.quantities(x).mutual_information[0, ::4, ::4]
+    assert float(information.mean()) == pytest.approx(float(exact.mean()), rel=0.1)  # 4,000 draws are 2 % off
+    assert float(torch.corrcoef(torch.stack([information.flatten(), exact.flatten()]))[0, 1]) > 0.99
