@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from sam_laplace_assets.settings import Section
+from sam_laplace_assets.settings import Section, explain
 
 S = TypeVar("S", bound=Section)
 
@@ -28,10 +28,14 @@ class Overrides(dg.Config):
         """The settings' section with the values that were given in the launchpad.
 
         Raises:
-            ValueError: a value is not possible; names it.
+            dagster.Failure: a value is not possible; names it.
         """
         given = {key: value for key, value in self.given().items() if key in type(section).model_fields}
-        return type(section).model_validate(section.model_dump() | given)
+        try:
+            return type(section).model_validate(section.model_dump() | given)
+        except ValidationError as error:
+            told = f"The launchpad's fields are not valid:\n{explain(error)}"
+            raise dg.Failure(told, allow_retries=False) from error
 
     def given(self) -> dict[str, Any]:
         """What was filled in."""

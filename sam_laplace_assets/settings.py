@@ -345,7 +345,7 @@ def load_settings(path: Path | None = None) -> Settings:
     try:
         settings = Settings.model_validate(_anchor(raw, base))
     except ValidationError as error:
-        raise SettingsError(f"Settings file {source} is not valid:\n{_explain(error)}") from error
+        raise SettingsError(f"Settings file {source} is not valid:\n{explain(error)}") from error
     settings._source, settings._warnings = source, notes
     return settings
 
@@ -410,7 +410,8 @@ def _anchor_keys(section: dict[str, Any], keys: tuple[str, ...], base: Path) -> 
     }
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """What is not valid, a line each: the key, what was found, what to do."""
     return "\n".join(_explain_one(dict(item)) for item in error.errors())
 
 

@@ -203,7 +203,8 @@ def test_a_launchpad_value_of_zero_counts(project):
 def test_a_launchpad_value_that_cannot_be_is_named(project):
     result = project.materialise("prompt_sets", split="test", min_pairs=9)
     assert not result.success
-    assert "min_pairs is 9, above max_pairs 3" in str(result.get_step_failure_events()[0].step_failure_data.error)
+    assert "The launchpad's fields are not valid" in failure(result)
+    assert "min_pairs is 9, above max_pairs 3" in failure(result)
 
 
 def test_an_asset_before_what_it_reads_says_what_to_materialise(new_project):

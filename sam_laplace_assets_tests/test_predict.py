@@ -125,6 +125,16 @@ def test_maps_as_png_and_another_posterior(here, read_only):
     np.testing.assert_allclose(values, load_annotator().predict("a.png", CLICKS).probability, atol=1e-5)
 
 
+def test_an_image_without_points_in_a_file_fails_by_its_name(here):
+    picture(here, "a.png")
+    picture(here, "b.png")
+    (here / "points.json").write_text(json.dumps({"a.png": [], "b.png": [[20, 15, 1]]}))
+    code, output = call("--points-file", "points.json")
+    assert code == 1
+    assert "a.png: There is no click yet" in output
+    assert (here / "predictions" / "b_mask.png").is_file()
+
+
 def test_files_that_are_there_are_replaced(here):
     picture(here, "a.png")
     assert call("a.png", "--points", POINTS)[0] == 0

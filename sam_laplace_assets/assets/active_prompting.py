@@ -12,6 +12,7 @@ from pydantic import Field
 
 from sam_laplace_assets.assets.click_pictures import Played, draw_clicks, draw_curves, draw_differences
 from sam_laplace_assets.assets.splitting import grouping
+from sam_laplace_assets.domain.bootstrap import too_narrow
 from sam_laplace_assets.domain.experiment import (
     EXPERIMENT_VERSION,
     Design,
@@ -71,10 +72,7 @@ def active_prompting(
 ) -> Plan:  # fmt: skip
     """Which click strategy gets good masks with few clicks: an experiment on one split, from one first click each."""
     settings = load_settings()
-    try:
-        tried = config.over(settings.active_prompting)
-    except ValueError as error:
-        raise dg.Failure(f"The launchpad's fields cannot be: {error}", allow_retries=False) from error
+    tried = config.over(settings.active_prompting)
     model = sam.model(settings.sam, Project.of(settings).checkpoint_digests)
     return plan_active_prompting(manifest, champion, model, settings, tried, force=config.force, limit=config.limit)
 
@@ -140,6 +138,7 @@ def plan_active_prompting(
     """One item a sample, with a part for each strategy and seed: another one is played without the others."""
     project = Project.of(settings)
     posterior = PosteriorRun.open(project.posteriors / f"run_{champion.run_id}")
+    refuse_other_sam(posterior, model, settings)
     player = Player(model, posterior, settings.prompt_generation.gaussian_sigma, design_of(tried))
     samples = list(manifest)[:limit]
     names = [Run(strategy, seed).name for strategy in tried.strategies for seed in tried.seeds]
@@ -154,6 +153,15 @@ def plan_active_prompting(
                 unit="interactions", weight=lambda item, parts: len(parts), force=force,
                 max_failed_fraction=settings.data.max_failed_fraction,
                 complete=manifest.complete and len(samples) == len(manifest))  # fmt: skip
+
+
+def refuse_other_sam(posterior: PosteriorRun, model: SamModel, settings: Settings) -> None:
+    """Failure if the champion's head was trained on another SAM than would answer, or on other maps."""
+    try:
+        posterior.refuse_other_sam(checkpoint_sha256=model.identity["checkpoint_sha256"],
+                                   gaussian_sigma=settings.prompt_generation.gaussian_sigma)  # fmt: skip
+    except ValueError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def design_of(tried: ActivePromptingSettings) -> Design:
@@ -244,7 +252,9 @@ class Conclusion:
                 for name in told}  # fmt: skip
         prompts = self.player.posterior.meta.get("prompts")
         areas = {f"{row['source']}_area_{row['strategy']}": row["area"] for row in tables["summary"]}
-        return {"verdict": verdict(summary, images), "compared": said, "summary": summary,
+        units = len(set(self.groups.values()))
+        warnings = list(too_narrow(units, "images" if units == len(self.groups) else "groups"))
+        return {"verdict": verdict(summary, images), "warnings": warnings, "compared": said, "summary": summary,
                 "head trained on": PromptMix(**prompts).in_words if prompts else "not recorded",
                 "champion": self.player.posterior.run_id, "images": images, "metrics": areas}  # fmt: skip
 
@@ -273,11 +283,12 @@ def report(folder: Path, player: Player, tried: ActivePromptingSettings, *, name
     facts = require_facts(folder, name=name)
     rows = [{key: value for key, value in row.items() if key != "source"} for row in facts["summary"]]
     standing = sorted(rows, key=lambda row: -float(row["area"]))
-    told = {"verdict": facts["verdict"], **facts["compared"], "head trained on": facts["head trained on"],
+    warned = {"warnings": " ".join(facts["warnings"])} if facts["warnings"] else {}
+    told = {"verdict": facts["verdict"], **warned, **facts["compared"], "head trained on": facts["head trained on"],
             "champion": facts["champion"], "images": facts["images"]}  # fmt: skip
     metrics = dict(facts["metrics"])
     if player.clicks:
         metrics["seconds_a_click"] = told["seconds a click"] = player.seconds / player.clicks
-    return Report(facts=told | {"folder": dg.MetadataValue.path(folder)}, metrics=metrics, params=tried.model_dump(),
-                  tables={"strategies, by the head's masks": standing},
+    return Report(warnings=facts["warnings"], facts=told | {"folder": dg.MetadataValue.path(folder)}, metrics=metrics,
+                  params=tried.model_dump(), tables={"strategies, by the head's masks": standing},
                   pictures={each: picture(folder, each) for each in PICTURES})  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 from sam_laplace_assets.assets.champion import Candidate
 from sam_laplace_assets.assets.evaluation_pictures import WorstCase, draw_reliability, draw_risk_coverage, draw_worst
 from sam_laplace_assets.assets.pictures import contact_sheet
+from sam_laplace_assets.domain.bootstrap import too_narrow
 from sam_laplace_assets.domain.plan import digest
 from sam_laplace_assets.settings import Settings
 from sam_laplace_assets.storage.evaluation import RowNames, frame_of, rows_table
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 EVALUATION_VERSION = "1"
 CONFIDENCE, SEED = 0.95, 0
 WORST = 10
-FEW = 30
-"""Images below which a bootstrap interval is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,7 @@ def warnings_of(judged: Judged, draws: "Draws", sam_scale: Mapping[str, Any]) ->
         yield "The head was trained on this very pack. Judge by another split."
     if sam_scale["failed"]:
         yield f"SAM's logits are not scaled: {sam_scale['failed']}"
-    units = int(draws.units.max()) + 1
-    if units < FEW:
-        yield f"Intervals over {units} {'images' if judged.groups is None else 'groups'} are too narrow."
+    yield from too_narrow(int(draws.units.max()) + 1, "images" if judged.groups is None else "groups")
 
 
 def left_out(metrics: Sequence[Mapping[str, Any]]) -> dict[str, int]:

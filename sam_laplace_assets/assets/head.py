@@ -17,6 +17,7 @@ from sam_laplace_assets.settings import Settings, TrainingSettings, load_setting
 from sam_laplace_assets.storage.head import PART, HeadRun
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.sam import asked_with
 
 if TYPE_CHECKING:
     from sam_laplace_assets.domain.training import TrainingState
@@ -65,7 +66,9 @@ def plan_head(split: str, pack: Pack, validation: Pack, settings: Settings, conf
         "training": training.model_dump(exclude=NOT_IN_ID), "version": HEAD_VERSION,
     }  # fmt: skip
     overrides = config.lasting()
-    described = {**made_from, "overrides": overrides, "prompts": asdict(PromptMix.of(pack.n_pos, pack.n_neg))}
+    asked = asked_with(Project.of(settings).sam_cache(split), next(iter(pack.safe_ids), ""))
+    described = {**made_from, "overrides": overrides, "prompts": asdict(PromptMix.of(pack.n_pos, pack.n_neg)),
+                 "sam": asked}  # fmt: skip
     item = Item(run_name(split, config.label, digest(made_from)), {PART: digest(made_from)}, described)
 
     def steps(state: "TrainingState | None") -> Iterator["TrainingState"]:

@@ -97,6 +97,7 @@ def fit(
         "head": {"run_id": head.run_id, "sha256": head.best_sha256, "overrides": dict(head.overrides)},
         "packs": {"train": pack.data_version, "validation": validation.data_version},
         "prompts": head.config.get("prompts"),
+        "sam": head.config.get("sam"),
         "logit_clip": clip_of(head),
         "probe": asdict(take_probe(posterior, network)),
     }

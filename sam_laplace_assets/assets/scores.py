@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 DRAWN = 6
 LISTED = 10
-SHEET = "suggestions"
+SHEET = "next_points"
 MEANS = ("mean_mutual_information", "mean_entropy", "undecided_fraction", "expected_iou")
 """Columns of `maps` whose means over the split are told and tracked."""
 
@@ -73,12 +73,9 @@ def prompt_scores(
 ) -> Plan:  # fmt: skip
     """The champion's next points for every prompt set of one split, and which of its images need a click most."""
     settings = load_settings()
-    try:
-        rule = config.over(settings.prompting).rule
-    except ValueError as error:
-        raise dg.Failure(f"The launchpad's fields cannot be: {error}", allow_retries=False) from error
-    return plan_scores(context.partition_key, champion, hdf5_pack, manifest, prompt_sets, settings, rule=rule,
-                       force=config.force, limit=config.limit)  # fmt: skip
+    return plan_scores(context.partition_key, champion, hdf5_pack, manifest, prompt_sets, settings,
+                       rule=config.over(settings.prompting).rule, force=config.force,
+                       limit=config.limit)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ def plan_scores(
                for key in chosen if key not in ready}  # fmt: skip
     folder = project.report(ASSET, split)
     return Plan(items, make=lambda item, parts: score(item.source, scorer), unit="samples", force=force,
-                finish=lambda found: conclude(found, scorer, {item.key: item.source for item in items}),
+                finish=Conclusion(scorer, {item.key: item.source for item in items}, made_by),
                 report=lambda records: report(folder, f"{ASSET}[{split}]"), failed=lacking,
                 max_failed_fraction=settings.data.max_failed_fraction,
                 complete=pack.complete and len(chosen) == len(pack.safe_ids))  # fmt: skip
@@ -200,6 +197,19 @@ def _there(maps: "Maps", point: NextPoint) -> dict[str, float]:
     """What the maps say of a point."""
     names = ("probability", "entropy", "mutual_information", "variance")
     return {name: float(getattr(maps, name)[point.y_256, point.x_256]) for name in names}
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """How the report follows from what was found of the samples, and from what it was made by."""
+
+    scorer: Scorer
+    sources: Mapping[str, ScoreSource]
+    made_from: Mapping[str, Any]
+
+    def __call__(self, found: Iterator[tuple[str, Any]]) -> Findings:
+        """The report."""
+        return conclude(found, self.scorer, self.sources)
 
 
 def conclude(found: Iterator[tuple[str, Any]], scorer: Scorer, sources: Mapping[str, ScoreSource]) -> Findings:

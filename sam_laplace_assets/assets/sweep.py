@@ -67,7 +67,7 @@ def plan_sweep(
     laplace = config.over(settings.laplace)
     made_from = {"head_sha256": head.best_sha256, "pack": pack.data_version, "validation_pack": validation.data_version,
                  "laplace": laplace.model_dump(exclude={"logit_scaling"}), "logit_clip": clip_of(head),
-                 "table_format": settings.storage.table_format, "version": SWEEP_VERSION}  # fmt: skip
+                 "version": SWEEP_VERSION}  # fmt: skip
     item = Item(split, {PART: digest(made_from)})
 
     def make(item: Item, parts: frozenset[str]) -> Findings:

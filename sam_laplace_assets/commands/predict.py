@@ -152,30 +152,30 @@ def read_points_file(path: Path) -> dict[str, Points]:
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise PointsRefused(f"{path} cannot be read as points: {error}. Give a CSV or a JSON file.") from error
     listed: dict[str, Points] = {}
-    for image, click_ in rows:
-        listed.setdefault(image, []).append(click_)
+    for image, points in rows:
+        listed.setdefault(image, []).extend(points)
     if not listed:
         raise PointsRefused(f"{path} holds no points.")
     return listed
 
 
-def _rows_of_csv(path: Path) -> Iterator[tuple[str, "Click"]]:
+def _rows_of_csv(path: Path) -> Iterator[tuple[str, Points]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if lacking := {"image", "x", "y", "label"} - set(reader.fieldnames or ()):
             raise PointsRefused(f"{path} has no column {', '.join(sorted(lacking))}: it needs image, x, y and label.")
         for row in reader:
             where = f"line {reader.line_num} of {path}"
-            yield str(row["image"]), _click([row["x"], row["y"], row["label"]], where)
+            yield str(row["image"]), [_click([row["x"], row["y"], row["label"]], where)]
 
 
-def _rows_of_json(path: Path) -> Iterator[tuple[str, "Click"]]:
+def _rows_of_json(path: Path) -> Iterator[tuple[str, Points]]:
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict) or not all(isinstance(points, list) for points in value.values()):
         raise PointsRefused(f"{path} is no object of image -> [[x, y, label], ...].")
     for image, points in value.items():
-        for point in points:
-            yield image, _click(point if isinstance(point, list) else [point], f"{image} in {path}")
+        where = f"{image} in {path}"
+        yield image, [_click(point if isinstance(point, list) else [point], where) for point in points]
 
 
 def _click(parts: Sequence[Any], where: str) -> "Click":

@@ -74,13 +74,13 @@ class Annotator:
 
         Args:
             image: (H, W, 3) uint8 RGB, or the path of a JPEG or PNG.
-            points_so_far: (x, y, label) of each click, in pixels of the image with centres at whole numbers; a label
-                that is true is on the object. One at least: SAM says nothing without a click.
+            points_so_far: (x, y, label) of each click, in pixels of the image with centres at whole numbers; the label
+                is 1 or True on the object, 0 or False beside it. One at least: SAM says nothing without a click.
             n: how many at most; as in the settings if None.
             strategy: what scores a pixel; as in the settings if None.
 
         Raises:
-            ValueError: no click, one outside the image, or an unknown strategy.
+            ValueError: no click, one outside the image or with another label, or an unknown strategy.
         """
         count = self.rule.suggestions if n is None else n
         if count < 1:
@@ -158,6 +158,8 @@ def _parts(point: Click) -> tuple[float, float, bool]:
         ) from (error)
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{point!r} is no click: its numbers are not finite.")
+    if numbers[2] not in (0, 1):
+        raise ValueError(f"Label {numbers[2]:g} of {point!r} is neither 1, on the object, nor 0, beside it.")
     return numbers[0], numbers[1], bool(numbers[2])
 
 
@@ -173,7 +175,8 @@ def load_annotator(
 
     Raises:
         NotMade: there is no champion, or no such posterior; names those that are there.
-        ValueError: the settings, SAM's checkpoint or the posterior's files are not as they should be.
+        ValueError: the settings, SAM's checkpoint or the posterior's files are not as they should be, or the head was
+            trained on another SAM or another gaussian_sigma.
     """
     from sam_laplace_assets.domain.answering import Answerer
     from sam_laplace_assets.resources.checkpoints import load_frozen_sam, resolve_device
@@ -185,6 +188,7 @@ def load_annotator(
     sam = load_frozen_sam(settings.sam.model_type, checkpoint, device=target)
     identity = Identity(run.run_id, run.meta["sha256"][STATE], run.logit_scale, str(checkpoint),
                         files.file_sha256(checkpoint), settings.sam.model_type, sigma)  # fmt: skip
+    run.refuse_other_sam(checkpoint_sha256=identity.sam_sha256, gaussian_sigma=sigma)
     answerer = Answerer(sam, open_predictor(folder, device=str(target)), gaussian_sigma=sigma)
     return Annotator(answerer, rule=settings.prompting.rule, identity=identity)
 

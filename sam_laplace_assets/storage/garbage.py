@@ -29,6 +29,7 @@ from sam_laplace_assets.storage.ledger import Entry, Ledger
 from sam_laplace_assets.storage.project import Project
 
 CONDEMNED = f"{files.TEMPORARY}gc-"
+BY_SAMPLE = ("prompt_scores", "active_prompting")
 FOLDERS = ("manifests", "prompt_sets", "sam_precompute", "training_data", "checkpoints", "laplace", "reports")
 SET = re.compile(r"promptset_(\d{4,})")
 SHARD = re.compile(r"[0-9a-f]{24}\.h5")
@@ -116,7 +117,8 @@ def _findings(project: Project, splits: Sequence[str], keep_runs: int) -> Iterat
 def _of_split(project: Project, use: SplitUse) -> Iterator[Finding]:
     pack = project.pack(use.split)
     places = {project.prompt_sets(use.split): _prompts, project.sam_cache(use.split): _cache,
-              project.panels(use.split): _panel, pack.with_name(f"{use.split}_shards"): _shard}  # fmt: skip
+              project.panels(use.split): _panel, pack.with_name(f"{use.split}_shards"): _shard,
+              **{project.report(name, use.split) / "samples": _sample for name in BY_SAMPLE}}  # fmt: skip
     for folder, look in places.items():
         for path in _listed(project, folder):
             yield from (path,) if path == folder else look(path, use)
@@ -137,6 +139,15 @@ def _prompts(path: Path, use: SplitUse) -> Iterator[Finding]:
         yield path
     elif path.stem not in use.samples:
         yield _garbage("prompt sets", path, _gone(use)) if _holds_prompts(path) else path
+
+
+def _sample(path: Path, use: SplitUse) -> Iterator[Finding]:
+    """What a report keeps of one sample."""
+    if not _is_file(path) or path.suffix != ".json":
+        yield path
+    elif path.stem not in use.samples:
+        ours = _format_of(path) in {f"{name}_sample" for name in BY_SAMPLE}
+        yield _garbage("samples of reports", path, _gone(use)) if ours else path
 
 
 def _cache(path: Path, use: SplitUse) -> Iterator[Finding]:
@@ -239,9 +250,14 @@ def _holds_only(folder: Path, names: Collection[str]) -> bool:
 
 
 def _holds_prompts(path: Path) -> bool:
+    return _format_of(path) == "prompt_sets"
+
+
+def _format_of(path: Path) -> str:
+    """What a JSON file says that it is; empty if it says nothing."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
-        return bool(files.read_json(path).get("format") == "prompt_sets")
-    return False
+        return str(files.read_json(path).get("format", ""))
+    return ""
 
 
 def _is_panel(path: Path) -> bool:

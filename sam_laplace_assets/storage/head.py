@@ -1,6 +1,7 @@
 """Checkpoints of a head, as a folder `run_<id>/`. version 1
 
-config.yaml         what it was trained with; `prompts` (what prompt sets its rows are of) is not in those of before
+config.yaml         what it was trained with; `prompts` (what prompt sets its rows are of) and `sam` (who answered them,
+                    and the width of the maps) are not in those of before
 last.pt             head weights after the last epoch; best.pt: after the best one (by validation IoU)
 optimizer_last.pt, scaler_last.pt   what going on needs beside them
 epoch_state.json    which epoch, the history, whether it is finished, and the SHA-256 of each file above

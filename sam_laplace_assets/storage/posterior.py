@@ -68,6 +68,17 @@ class PosteriorRun:
             _verified(folder, name, meta)
         return cls(folder.name.removeprefix("run_"), folder, meta)
 
+    def refuse_other_sam(self, *, checkpoint_sha256: str, gaussian_sigma: float) -> None:
+        """ValueError if its head learned from another SAM or from maps of another width, as far as is recorded."""
+        known = self.meta.get("sam") or {}
+        asked = {"checkpoint_sha256": checkpoint_sha256, "gaussian_sigma": gaussian_sigma}
+        if other := [name for name, value in asked.items() if known.get(name, value) != value]:
+            learned, now = (", ".join(f"{name} {_short(one[name])}" for name in other) for one in (known, asked))
+            raise ValueError(
+                f"The head of {self.run_id} learned from {learned}; the settings have {now}. Set what it was trained "
+                "with, or train on these settings first."
+            )
+
     def state(self) -> dict[str, Any]:
         """laplace-torch's state, checked against its SHA-256."""
         saved = self._saved()
@@ -127,6 +138,10 @@ class PosteriorStore(RunStore):
         named = {folder / name: content for name, content in contents.items()}
         files.write_set({**named, folder / META: files.json_bytes(meta)})
         return _record(meta)
+
+
+def _short(value: Any) -> str:
+    return str(value)[:12]
 
 
 def _record(meta: Mapping[str, Any]) -> Record:

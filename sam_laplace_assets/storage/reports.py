@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 VERSION = 1
 PART = "report"
 SUMMARY = "summary.json"
+OF_A_REPORT = ("*.png", "*.parquet", "*.csv", "*.csv.json")
+KEPT = "samples.ledger.parquet"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class ReportStore(OneItemStore):
 
     def records(self, items: Sequence[Item]) -> dict[str, Record]:
         """The report, if it is whole."""
-        summary = read_summary(self._folder)
+        summary = read_summary(self._folder, self._layout)
         if summary is None:
             return {}
         return {item.key: Record({PART: summary["provenance"]}, {PART: summary["data_version"]}) for item in items}
@@ -92,7 +94,7 @@ class SampleReportStore(FileStore):
     """A report that is made sample by sample, each a JSON value; `plan.finish` concludes from all of them."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
-        super().__init__(folder / "samples.ledger.parquet")
+        super().__init__(folder / KEPT)
         self._folder, self._layout = folder, layout
 
     def locate(self, item: Item) -> Path:
@@ -119,7 +121,7 @@ class SampleReportStore(FileStore):
         """Conclude from the samples that are there, unless that was done."""
         version = super().finish(plan, records, complete=complete)
         conclude: Conclude = plan.finish
-        summary, made_from = read_summary(self._folder), _made_from(plan, version)
+        summary, made_from = read_summary(self._folder, self._layout), _made_from(plan, version)
         if records and (summary is None or summary["provenance"] != made_from or summary["complete"] != complete):
             found = conclude((item.key, self._found(item.key)) for item in plan.items if item.key in records)
             write_report(self._folder, self._layout, found, provenance=made_from, complete=complete)
@@ -127,7 +129,7 @@ class SampleReportStore(FileStore):
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
         """Whether the report says what follows from just these samples."""
-        summary = read_summary(self._folder)
+        summary = read_summary(self._folder, self._layout)
         concluded = summary is not None and summary["provenance"] == _made_from(plan, self._ledger.data_version)
         return super().finished(plan, records) and (concluded or not records)
 
@@ -150,7 +152,7 @@ def _made_from(plan: Plan | Course, version: str) -> str:
 
 
 def write_report(folder: Path, layout: Layout, found: Findings, *, provenance: str, complete: bool = True) -> str:
-    """Put a report in place, summary.json last; pictures that it had before are removed. Gives its data version."""
+    """Put a report in place, summary.json last, and remove what it has no more. Gives its data version."""
     if found.tables.keys() != layout.tables.keys():
         raise ValueError(
             f"A report of {layout.asset} has the tables {sorted(layout.tables)}, not {sorted(found.tables)}."
@@ -166,13 +168,13 @@ def write_report(folder: Path, layout: Layout, found: Findings, *, provenance: s
                "data_version": version, "complete": complete, "facts": facts,
                "sha256": {path.name: files.sha256(content) for path, content in contents.items()}}  # fmt: skip
     files.write_set({**contents, folder / SUMMARY: files.json_bytes(summary)})
-    for stray in set(folder.glob("*.png")) - contents.keys():
+    for stray in {path for pattern in OF_A_REPORT for path in folder.glob(pattern)} - {*contents, folder / KEPT}:
         stray.unlink(missing_ok=True)
     return version
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a report, or None where the report is not whole. Raises `NewerFormat`."""
+def read_summary(folder: Path, layout: Layout | None = None) -> dict[str, Any] | None:
+    """summary.json of a report, or None where it is not whole, or not of this layout. Raises `NewerFormat`."""
     try:
         summary = dict(files.read_json(folder / SUMMARY))
         files.refuse_newer(folder / SUMMARY, summary["version"], version=VERSION)
@@ -182,7 +184,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return summary if whole and needed else None
+    names = [tables.path_of(folder / name, layout.table_format).name for name in layout.tables] if layout else []
+    return summary if whole and needed and all(name in summary["sha256"] for name in names) else None
 
 
 def require_facts(folder: Path, *, name: str) -> dict[str, Any]:

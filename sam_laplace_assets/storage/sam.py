@@ -10,6 +10,7 @@ meta.json       written last: points (original and 256 pixels), branch, predicte
 A part (`NNNN/logits`, `NNNN/maps`) whose files do not have the SHA-256 that meta.json names is not there.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,6 +168,16 @@ def read_array(path: Path, *, sha256: str) -> np.ndarray:
             "Delete it and materialise sam_cache again."
         )
     return parse_array(content)
+
+
+def asked_with(folder: Path, key: str) -> dict[str, Any] | None:
+    """Which SAM said what is cached of a sample, and how wide its maps are; None where that is not to be read."""
+    for path in sorted((folder / key).glob("promptset_*/meta.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            made_from = files.read_json(path)["provenance"]
+            asked = {name: made_from["logits"][name] for name in ("checkpoint_sha256", "model_type")}
+            return {**asked, "gaussian_sigma": made_from["maps"]["gaussian_sigma"]}
+    return None
 
 
 def parse_array(content: bytes) -> np.ndarray:

@@ -18,7 +18,7 @@ from sam_laplace_assets.resources import annotator as module
 from sam_laplace_assets.resources.annotator import KEPT_EMBEDDINGS, annotator_in_force, clicks, load_annotator
 from sam_laplace_assets.storage.champion import require_champion
 from sam_laplace_assets.storage.store import NotMade
-from sam_laplace_assets_tests.small_project import count_calls, draw
+from sam_laplace_assets_tests.small_project import count_calls, draw, failure
 
 CLICKS = [(20, 15, 1), (2, 3, 0)]
 
@@ -65,6 +65,27 @@ def test_two_clicks_on_an_image_ask_the_encoder_once(fresh, monkeypatch):
     image[0, 0] ^= 1
     fresh.suggest_prompts(image, CLICKS)
     assert calls["embed"] == 2
+
+
+@pytest.mark.parametrize("label", [-1, 2, 0.5, "-1"])
+def test_a_label_that_is_neither_of_the_two_is_refused(label):
+    with pytest.raises(ValueError, match="is neither 1, on the object, nor 0, beside it"):
+        clicks([(1, 1, label)], (40, 60))
+
+
+@pytest.mark.parametrize("change", ["sigma", "checkpoint"])
+def test_a_champion_is_not_asked_through_what_its_head_has_not_learned_from(project, change):
+    if change == "sigma":
+        project.change(prompt_generation={"gaussian_sigma": 6})
+    else:
+        weights = torch.load(project.folder / "sam.pt", weights_only=True)
+        weights["mask_decoder.iou_token.weight"] += 0.5
+        torch.save(weights, project.folder / "sam.pt")
+    name = "gaussian_sigma 8.0; the settings have gaussian_sigma 6" if change == "sigma" else "checkpoint_sha256"
+    with pytest.raises(ValueError, match=name):
+        load_annotator()
+    told = failure(project.materialise("active_prompting", split="test", clicks=2))
+    assert "train on these settings first" in told
 
 
 def test_only_the_last_images_are_kept(fresh, monkeypatch):

@@ -46,7 +46,7 @@ BESIDE = {row[0].strip("`"): row[1] for row in table("| set | files |")}
 REPORTS = {row[0].strip("`"): row[1] for row in table("| table of a report | columns |")}
 NOTES = {row[0].strip("`"): row[1] for row in table("| note of | fields |")}
 STATE = ("epoch", "best_iou", "best_epoch", "epochs_without_improvement", "history", "finished")
-META = ("training_split", "head", "packs", "prompts", "likelihood", "target_layer", "approx", "parameters",
+META = ("training_split", "head", "packs", "prompts", "sam", "likelihood", "target_layer", "approx", "parameters",
         "logit_clip", "prior_precision", "prior_search", "warnings", "likelihood_temperature", "logit_scale", "counts",
         "train_nll_per_pixel", "log_marginal_likelihood", "dead_parameters", "versions", "probe")  # fmt: skip
 

@@ -117,6 +117,20 @@ def test_all_that_was_made_of_a_sample_that_is_gone_is_garbage(project):
     assert_whole(project)
 
 
+def test_what_reports_keep_of_a_sample_that_is_gone_is_garbage_and_foreign_files_are_not(project):
+    gone = valid(project, "test")[0]
+    take_away(project, gone)
+    project.refresh()
+    folder = project.paths.report("prompt_scores", "test") / "samples"
+    foreign = folder / "notes.json"
+    foreign.write_text("{}")
+    kept = f"reports/prompt_scores/test/samples/{gone['safe_id']}.json"
+    assert kept in names(project, found_in(project))
+    clear(project)
+    assert not (project.root / kept).exists()
+    assert foreign.exists()
+
+
 def test_a_sample_that_was_refused_since_counts_as_gone(project):
     gone = valid(project, "test")[0]
     (project.folder / "masks" / gone["mask_path"]).unlink()

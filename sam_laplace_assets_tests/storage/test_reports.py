@@ -105,6 +105,26 @@ def test_pictures_of_the_report_before_are_gone(tmp_path):
     assert [path.name for path in tmp_path.glob("*.png")] == ["curve.png"]
 
 
+@pytest.mark.parametrize(("before", "after"), [("parquet", "csv"), ("csv", "parquet")])
+def test_tables_in_another_format_take_the_place_of_those_before(tmp_path, before, after):
+    for table_format in (before, after):
+        layout = Layout("evaluation", {"scores": SCHEMA}, table_format)
+        assert done(report_plan(1.0), ReportStore(tmp_path, layout)).made == 1
+        store = SampleReportStore(tmp_path / "by_sample", layout)
+        plan = sample_plan({"a": 1.0})
+        assert not store.finished(plan, store.records(plan.items))
+        done(plan, store)
+        assert store.finished(plan, store.records(plan.items))
+    for folder in (tmp_path, tmp_path / "by_sample"):
+        kept = {path.name for path in folder.iterdir() if path.is_file()} - {"samples.ledger.parquet"}
+        assert kept == {
+            f"scores.{after}",
+            "curve.png",
+            "summary.json",
+            *(["scores.csv.json"] if after == "csv" else []),
+        }
+
+
 def test_a_report_of_a_newer_version_is_refused(tmp_path):
     done(report_plan(1.0), ReportStore(tmp_path, LAYOUT))
     summary = files.read_json(tmp_path / "summary.json")
