@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from sam_laplace_assets.cli import cli
 from sam_laplace_assets.commands.status import table
 from sam_laplace_assets.freshness import Freshness, LastTime
+from sam_laplace_assets.jobs import OF_THE_CHAMPION
 from sam_laplace_assets_tests.small_project import SPLIT_ASSETS, add_sample
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -40,7 +41,7 @@ def test_what_is_stale_missing_and_follows_is_counted_apart(project):
 def test_only_the_splits_that_are_asked_for_are_shown(read_only):
     rows, _ = status("--split", "test")
     assert {split for split, _ in rows} == {"test", "-"}
-    assert {asset for split, asset in rows if split == "test"} == set(SPLIT_ASSETS)
+    assert {asset for split, asset in rows if split == "test"} == {*SPLIT_ASSETS, *OF_THE_CHAMPION}
 
 
 def test_what_waits_says_for_what(new_project):
