@@ -248,7 +248,7 @@ class Conclusion:
         summary = [row for row in tables["summary"] if row["source"] == "head"]
         compared = [row for row in tables["differences"] if (row["source"], row["metric"]) == ("head", "area")]
         told = [name for name in dict.fromkeys(("bald", self.default)) if name in self.tried.strategies]
-        said = {f"`{name}`": f"{'; '.join(in_words(row) for row in compared if row['strategy'] == name)}."
+        said = {name: f"{'; '.join(in_words(row) for row in compared if row['strategy'] == name)}."
                 for name in told}  # fmt: skip
         prompts = self.player.posterior.meta.get("prompts")
         areas = {f"{row['source']}_area_{row['strategy']}": row["area"] for row in tables["summary"]}

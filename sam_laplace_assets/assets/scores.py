@@ -266,4 +266,4 @@ def report(folder: Path, name: str) -> Report:
     listed = [{key: value for key, value in row.items() if key != "safe_id"} for row in facts["needs a click most"]]
     title = "needs a click most" if facts["ranked"] else "first samples, in no order: the strategy draws at random"
     return Report(facts=told | {"folder": dg.MetadataValue.path(folder)}, metrics=facts["means"],
-                  tables={title: listed}, pictures={SHEET: picture(folder, SHEET)})  # fmt: skip
+                  tables={title: listed}, pictures={SHEET.replace("_", " "): picture(folder, SHEET)})  # fmt: skip

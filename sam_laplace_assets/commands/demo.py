@@ -1,13 +1,12 @@
 """`sam-laplace demo`: the main job on the embedded data, and what it came to."""
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from sam_laplace_assets.commands.home import open_instance
 from sam_laplace_assets.commands.run import make_missing
 from sam_laplace_assets.settings import DEMO_FILE, DEMO_FOLDER, SETTINGS_VARIABLE, Settings, load_settings
-from sam_laplace_assets.storage import files
 
 Tell = Callable[[str], None]
 
@@ -33,44 +32,23 @@ def make_demo_files(settings: Settings) -> None:
 
 def summary(settings: Settings) -> list[str]:
     """What was made, the champion's scores on split test, and how to go on."""
-    from sam_laplace_assets.storage.champion import require_champion
     from sam_laplace_assets.storage.pack import Pack
     from sam_laplace_assets.storage.project import Project
+    from sam_laplace_assets.storage.reports import require_facts
 
     project = Project.of(settings)
     packs = [Pack.open(project.pack(split)) for split in ("train", "val", "test")]
     made = [f"  {pack.split:<6}{len(pack.safe_ids):>5} samples {len(pack):>6} prompt sets" for pack in packs]
-    champion = require_champion(project.posteriors).run_id
-    memory = project.root / "reports" / "demo_scores.json"
-    scores = remembered_scores(memory, [champion, packs[-1].data_version], settings)
-    return ["", f"Made below {DEMO_FOLDER}/project:", *made, "", f"Champion {champion}, on split test:", *scores, "",
+    facts = require_facts(project.report("evaluation", "test"), name="evaluation[test]")
+    return ["", f"Made below {DEMO_FOLDER}/project:", *made, "", f"Champion {facts['champion']}, on split test:",
+            *score_lines(facts), "",
             "Look at it:  make ui   (Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000)"]  # fmt: skip
 
 
-def remembered_scores(memory: Path, of: list[str], settings: Settings) -> list[str]:
-    """Lines about the champion on split test, computed once for each champion and pack."""
-    known = files.read_json(memory) if memory.exists() else {}
-    if known.get("of") != of:
-        known = {"of": of, "lines": score_lines(of[0], settings)}
-        files.write_json(memory, known)
-    return list(known["lines"])
-
-
-def score_lines(champion: str, settings: Settings) -> list[str]:
-    """IoU and NLL of SAM, head and posterior on split test, means over images, and the prior precision."""
-    from sam_laplace_assets.assets.champion import Candidate, score_candidate
-    from sam_laplace_assets.storage.pack import Pack
-    from sam_laplace_assets.storage.project import Project
-
-    project = Project.of(settings)
-    candidate = Candidate.open(champion, project)
-    means = score_candidate(candidate, Pack.open(project.pack("test")), settings).means()
-    meta = candidate.posterior.meta
-    worse = ["the head's NLL is no better than SAM's on this split"] if means["head_nll"] >= means["sam_nll"] else []
-    return [
-        f"  IoU   SAM {means['sam_iou']:.4f}    head {means['head_iou']:.4f}",
-        f"  NLL   SAM {means['sam_nll']:.5f}   head {means['head_nll']:.5f}   posterior {means['posterior_nll']:.5f}"
-        "   nats a pixel, lower is better",
-        f"  prior precision {meta['prior_precision']:g}",
-        *(f"  note: {note}" for note in [*meta["warnings"], *worse]),
-    ]  # fmt: skip
+def score_lines(facts: Mapping[str, Any]) -> list[str]:
+    """IoU and NLL of the methods that were compared, means over images, and what a reader must not miss."""
+    scores = facts["scores"]["per_image"]
+    figures = {name: [f"{method.replace('_', ', ')} {its[key][0]:.4f}" for method, its in scores.items()]
+               for name, key in (("IoU", "iou"), ("NLL", "nll"))}  # fmt: skip
+    notes = [facts["verdict"], *(one for one in facts["warnings"] if one != facts["verdict"])]
+    return [*(f"  {name:<6}{'   '.join(its)}" for name, its in figures.items()), *(f"  {note}" for note in notes)]
