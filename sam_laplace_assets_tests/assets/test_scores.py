@@ -91,7 +91,7 @@ def test_the_report_ranks_images_by_the_mean_score_of_their_best_suggestions(sco
     told = scored.metadata("prompt_scores", "test")
     assert told["rule"].startswith("bald_local: 10 points, 16 px apart")
     assert told["needs a click most"].startswith("| sample_id | score | expected_iou |")
-    assert "data:image/png;base64" in told[scores.SHEET]
+    assert "data:image/png;base64" in told["next points"]
 
 
 def test_nothing_is_scored_twice(scored, monkeypatch):
