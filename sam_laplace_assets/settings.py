@@ -251,10 +251,13 @@ class StorageSettings(Section):
 
 
 class AutomationSettings(Section):
-    """How the sensor and the nightly schedule go about it."""
+    """What is made without being asked for by name, and how the sensor and the nightly schedule go about it."""
 
     debounce_seconds: Annotated[float, Field(ge=0)] = Field(
         60.0, description="seconds without a new write before changed data counts as complete"
+    )
+    use_champion_on: list[Literal["train", "val", "test"]] = Field(
+        ["test"], description="roles of the splits that get an evaluation and prompt_scores"
     )
 
 

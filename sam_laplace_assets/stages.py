@@ -43,17 +43,21 @@ class Stage:
 
 
 def stages(
-    splits: Sequence[str], *, scanned: bool = False, fitted: bool = False, asked: Collection[str] = ()
+    splits: Sequence[str],
+    *,
+    scanned: bool = False,
+    fitted: bool = False,
+    used_on: Collection[str] = ("test",),
+    asked: Collection[str] = (),
 ) -> Iterator[Stage]:
     """The way through the graph for some splits; named ones leave the base splits and what is judged on them alone.
-
-    The champion is put to use on the splits that test it. Elsewhere, and for experiments, that must be asked for.
 
     Args:
         splits: which.
         scanned: whether all_samples was made before.
         fitted: whether there are posteriors, which another validation pack would judge anew.
-        asked: assets that somebody asks for by name.
+        used_on: roles of the splits on which the champion is put to use; elsewhere that must be asked for.
+        asked: assets that somebody asks for by name, as experiments must be.
     """
     if not scanned or any(split in PARTITION_ROLES for split in splits):
         yield Stage("scan", "", ("all_samples",))
@@ -67,13 +71,15 @@ def stages(
     if trained or (fitted and "val" in splits):
         yield Stage("choose_champion", "", ("champion",))
     if trained or fitted:
-        yield from _uses(splits, trained, asked)
+        yield from _uses(splits, trained, used_on, asked)
 
 
-def _uses(splits: Sequence[str], trained: Sequence[str], asked: Collection[str]) -> Iterator[Stage]:
+def _uses(
+    splits: Sequence[str], trained: Sequence[str], used_on: Collection[str], asked: Collection[str]
+) -> Iterator[Stage]:
     """What heads, posteriors and the champion are for."""
     for split in splits:
-        wanted = OF_THE_CHAMPION if check_split_key(split) == "test" else asked
+        wanted = OF_THE_CHAMPION if check_split_key(split) in used_on else asked
         if assets := tuple(name for name in OF_THE_CHAMPION if name in wanted):
             yield Stage("evaluate", split, assets)
     for name, job in EXPERIMENTS.items():
@@ -86,7 +92,8 @@ def stages_now(
 ) -> Iterator[Stage]:
     """`stages` as things stand: whether there was a scan, and whether there are posteriors."""
     scanned = instance.get_latest_materialization_event(SCAN) is not None
-    return stages(splits, scanned=scanned, fitted=bool(Project.of(settings).posterior_pointers()), asked=asked)
+    return stages(splits, scanned=scanned, fitted=bool(Project.of(settings).posterior_pointers()),
+                  used_on=settings.automation.use_champion_on, asked=asked)  # fmt: skip
 
 
 def stock(splits: Sequence[str], settings: Settings, instance: dg.DagsterInstance) -> Iterator[Freshness]:

@@ -82,6 +82,11 @@ def test_experiments_and_uses_of_other_splits_are_made_when_they_are_asked_for()
     ]
 
 
+def test_the_settings_say_on_which_splits_the_champion_is_put_to_use():
+    made = stages(["val", "test", "test-x"], scanned=True, fitted=True, used_on=["val"])
+    assert [stage.partition for stage in made if stage.job == "evaluate"] == ["val"]
+
+
 def test_a_stage_needs_what_it_reads_and_nothing_else():
     made = list(stages(["train", "val", "test"], asked=("posterior_sweep",)))
     by_name = {f"{stage.job} {stage.partition}".strip(): stage for stage in made}

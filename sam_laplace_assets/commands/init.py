@@ -84,6 +84,7 @@ storage:
 
 automation:
   debounce_seconds: 60         # without a new write before changed data counts as complete
+  use_champion_on: [test]      # roles of the splits that get an evaluation and prompt_scores by themselves
 
 alerts:                        # of failed unattended runs and of champion changes, each as JSON
   # command: notify-lab        # on its standard input
