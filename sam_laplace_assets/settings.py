@@ -105,6 +105,20 @@ class SamSettings(Section):
     checkpoint: Path | None = None
     model_type: Literal["vit_h", "vit_l", "vit_b", "toy"] = "vit_h"
     device: Literal["auto", "cuda", "cpu"] = "cuda"
+    precision: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="of SAM; bf16 is faster, and its logits are a little different",
+    )
+    cache_embeddings: Literal["float16", "float32"] | None = Field(
+        None, description="keep what the encoder made of each image, so that other prompts cost the decoder alone"
+    )
+    images_per_batch: Positive | None = Field(None, description="images in one call of the encoder; chosen if left out")
+    prompt_sets_per_batch: Positive | None = Field(
+        None, description="prompt sets in one call of the decoder; chosen if left out"
+    )
+    io_threads: Positive | None = Field(
+        None, description="threads that read images, and as many that write; chosen if left out"
+    )
 
     @model_validator(mode="after")
     def _has_a_checkpoint(self) -> "SamSettings":

@@ -14,7 +14,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+def digest_of_all(values: Iterable[Any]) -> str:
+    """`digest` of a list that is never in memory as a whole, nor is its text."""
+    found = hashlib.sha256(b"[")
+    for at, value in enumerate(values):
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        found.update(f"{',' if at else ''}{text}".encode())
+    found.update(b"]")
+    return found.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One thing that should be there, with the provenance that each of its parts must have.
 
@@ -29,7 +39,7 @@ class Item:
     source: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What is known of an item that is there.
 
@@ -96,6 +106,42 @@ class Registered:
     run_id: str
 
 
+Task = tuple[Item, frozenset[str]]
+"""An item, and those of its parts that are to be made."""
+
+INPUT_ERRORS = (ValueError, FileNotFoundError, PermissionError)
+"""What is the fault of one item's input, and no reason to stop before the others."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a task.
+
+    Attributes:
+        item, parts: the task.
+        value: what was made, as the store takes it.
+        failed: why it could not be made; empty where it was.
+    """
+
+    item: Item
+    parts: frozenset[str]
+    value: Any = None
+    failed: str = ""
+
+
+Make = Callable[[Item, frozenset[str]], Any]
+
+
+def one_by_one(make: Make, tasks: Iterable[Task]) -> Iterator[Made]:
+    """Each task by itself; what is wrong with its input is its own failure, not the others'."""
+    for item, parts in tasks:
+        try:
+            made = Made(item, parts, make(item, parts))
+        except INPUT_ERRORS as error:
+            made = Made(item, parts, failed=str(error))
+        yield made
+
+
 def _one(item: Item, parts: frozenset[str]) -> int:
     return 1
 
@@ -111,6 +157,8 @@ class Plan:
     Attributes:
         items: all that should be there, in order.
         make: makes the named parts of one item; what it returns goes to the store.
+        make_all: makes many tasks where that is faster than one by one, and gives each of them back, in any order.
+        writers: threads that store what was made while the next is being made; none waits for each write.
         finish: what the store should know beside the items, such as how rows become a table.
         report: what a reader wants to see of the records, beside the counts.
         unit: what an item's parts are counted as, for progress ("prompt sets").
@@ -125,7 +173,9 @@ class Plan:
     """
 
     items: Sequence[Item]
-    make: Callable[[Item, frozenset[str]], Any]
+    make: Make
+    make_all: Callable[[Iterable[Task]], Iterator[Made]] | None = None
+    writers: int = 0
     finish: Any = None
     report: Callable[[Mapping[str, Record]], Report] = _nothing
     unit: str = "samples"
@@ -139,6 +189,10 @@ class Plan:
         twice = [key for key, times in Counter(item.key for item in self.items).items() if times > 1]
         if twice:
             raise ValueError(f"{len(twice)} item keys come twice in one plan, such as {twice[0]}. Rename one of them.")
+
+    def carry_out(self, tasks: Iterable[Task]) -> Iterator[Made]:
+        """Make all tasks, together where the plan knows how."""
+        return one_by_one(self.make, tasks) if self.make_all is None else self.make_all(tasks)
 
 
 @dataclass(frozen=True)
@@ -191,7 +245,7 @@ def lacks(record: Record | None, item: Item) -> frozenset[str]:
 def data_version(plan: Plan | Course, records: Mapping[str, Record]) -> str:
     """Digest over the content of a plan's items: equal content, equal version."""
     there = (item for item in plan.items if item.key in records)
-    return digest([[item.key, *_contents(records[item.key], item)] for item in there])
+    return digest_of_all([item.key, *_contents(records[item.key], item)] for item in there)
 
 
 def _contents(record: Record, item: Item) -> list[str]:

@@ -37,6 +37,24 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """One image as SAM's encoder takes it, before padding.
+
+    Attributes:
+        pixels: (3, h, w) uint8 RGB on the CPU, resized so that the longest side is that of SAM's input.
+        original_size: (H, W) of the image, in pixels.
+    """
+
+    pixels: "torch.Tensor"
+    original_size: tuple[int, int]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(h, w) in SAM's padded input, in pixels."""
+        return (self.pixels.shape[1], self.pixels.shape[2])
+
+
+@dataclass(frozen=True)
 class SamAnswer:
     """What SAM says to one prompt set.
 
@@ -91,20 +109,43 @@ class FrozenSam:
         device: torch.device = self._model.device
         return device
 
-    def embed(self, image: NDArray[np.uint8]) -> Embedding:
-        """Embedding of one image, bit for bit that of `SamPredictor.set_image`.
+    @property
+    def images_per_batch(self) -> int:
+        """Images in one call of the encoder that suit the device."""
+        return 1
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        """An image as the encoder takes it; threads may do this while SAM computes.
 
         Args:
             image: (H, W, 3) uint8 RGB.
         """
         import torch
 
-        height, width = self._input_size(image)
-        resized = self._transform.apply_image(image)
-        channels_first = torch.as_tensor(resized, device=self.device).permute(2, 0, 1).contiguous()[None]
+        self._input_size(image)
+        resized = np.ascontiguousarray(self._transform.apply_image(image).transpose(2, 0, 1))
+        return Prepared(torch.from_numpy(resized), (image.shape[0], image.shape[1]))
+
+    def embed(self, image: NDArray[np.uint8]) -> Embedding:
+        """Embedding of one image, (H, W, 3) uint8 RGB."""
+        (embedding,) = self.embed_prepared([self.prepare(image)])
+        return embedding
+
+    def embed_prepared(self, images: Sequence[Prepared]) -> list[Embedding]:
+        """Embeddings of images, in one call of the encoder."""
+        import torch
+
+        if not images:
+            return []
         with torch.no_grad():
-            features = self._model.image_encoder(self._model.preprocess(channels_first))
-        return Embedding(features, (image.shape[0], image.shape[1]), (height, width))
+            padded = torch.stack([self._model.preprocess(one.pixels.to(self.device)) for one in images])
+            features = self._model.image_encoder(padded)
+        return [self.embedding(one, of.original_size) for one, of in zip(features.split(1), images, strict=True)]
+
+    def embedding(self, features: "torch.Tensor", original_size: tuple[int, int]) -> Embedding:
+        """What the encoder said of an image of this size, (1, C, h, w) of any float type, on the model's device."""
+        input_size = self._transform.get_preprocess_shape(*original_size, self.image_size)
+        return Embedding(features.to(self.device).float(), original_size, input_size)
 
     def _input_size(self, image: NDArray[np.uint8]) -> tuple[int, int]:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -131,6 +172,12 @@ class FrozenSam:
         for batch in _batches(prompt_sets, max_batch):
             answers |= zip(batch, self._answer_batch(embedding, [prompt_sets[i] for i in batch]), strict=True)
         return [answers[i] for i in range(len(prompt_sets))]
+
+    def answer_many(
+        self, asked: Sequence[tuple[Embedding, Sequence[PromptSet]]], *, max_batch: int | None = None
+    ) -> list[list[SamAnswer]]:
+        """What SAM says to the prompt sets of several images."""
+        return [self.answer(embedding, prompt_sets, max_batch=max_batch or 32) for embedding, prompt_sets in asked]
 
     def _answer_batch(self, embedding: Embedding, prompt_sets: Sequence[PromptSet]) -> list[SamAnswer]:
         """Answers to prompt sets of one number of points."""

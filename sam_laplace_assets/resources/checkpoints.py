@@ -55,7 +55,9 @@ def build_model(model_type: str) -> "Sam":
     return sam_model_registry[model_type](checkpoint=None)
 
 
-def load_frozen_sam(model_type: str, checkpoint: Path, *, device: "str | torch.device") -> FrozenSam:
+def load_frozen_sam(
+    model_type: str, checkpoint: Path, *, device: "str | torch.device", precision: str = "float32"
+) -> FrozenSam:
     """SAM with the weights of a checkpoint, as float32.
 
     The model is laid out without memory first, so that no random weights are drawn only to be replaced.

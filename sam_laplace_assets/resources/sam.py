@@ -1,5 +1,6 @@
 """The frozen SAM that the settings name, loaded when it is first asked for."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from sam_laplace_assets.storage import files
 if TYPE_CHECKING:
     from sam_laplace_assets.domain.sam import FrozenSam
 
-PRECISION = "float32"
+MOST_IO_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SamModel:
 
         return {
             "checkpoint_sha256": remembered_sha256(self.checkpoint, self.digests),
-            "model_type": self.settings.model_type, "precision": PRECISION, "version": SAM_VERSION,
+            "model_type": self.settings.model_type, "precision": self.settings.precision, "version": SAM_VERSION,
         }  # fmt: skip
 
     @cached_property
@@ -52,9 +53,22 @@ class SamModel:
         from sam_laplace_assets.resources.checkpoints import load_frozen_sam
 
         try:
-            return load_frozen_sam(self.settings.model_type, self.checkpoint, device=self.settings.device)
+            return load_frozen_sam(
+                self.settings.model_type, self.checkpoint, device=self.settings.device,
+                precision=self.settings.precision,
+            )  # fmt: skip
         except ValueError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images in one call of the encoder."""
+        return self.settings.images_per_batch or self.frozen.images_per_batch
+
+    @property
+    def io_threads(self) -> int:
+        """Threads that read images, and as many that write: half of the cores, which leaves SAM the others."""
+        return self.settings.io_threads or max(1, min(MOST_IO_THREADS, (os.cpu_count() or 1) // 2))
 
 
 class SamResource(dg.ConfigurableResource):  # type: ignore[type-arg]

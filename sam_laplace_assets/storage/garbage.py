@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam_laplace_assets.domain.plan import Item
-from sam_laplace_assets.storage import files, sam
+from sam_laplace_assets.storage import embeddings, files, sam
 from sam_laplace_assets.storage.in_use import RunKind, RunUse, SplitUse, split_of
 from sam_laplace_assets.storage.ledger import Entry, Ledger
 from sam_laplace_assets.storage.project import Project
@@ -151,19 +151,20 @@ def _sample(path: Path, use: SplitUse) -> Iterator[Finding]:
 
 
 def _cache(path: Path, use: SplitUse) -> Iterator[Finding]:
-    """A sample's folder, as a whole if it holds nothing but its prompt sets."""
+    """A sample's folder, as a whole if it holds nothing but its prompt sets and its embedding."""
     if not _is_folder(path):
         yield path
         return
     there = [child for child in sorted(path.iterdir()) if not child.name.startswith(files.TEMPORARY)]
-    if path.name not in use.samples and all(_is_set(child) for child in there):
+    if path.name not in use.samples and all(_is_set(child) or _is_embedding(child) for child in there):
         yield _garbage("SAM outputs", path, _gone(use))
         return
-    for child in there:
+    for child in (child for child in there if not _is_embedding(child) or path.name not in use.samples):
         number = SET.fullmatch(child.name)
         if number is None or not use.needs(path.name, int(number[1])):
             why = "its prompt set is no longer wanted" if path.name in use.samples else _gone(use)
-            yield _garbage("SAM outputs", child, why) if _is_set(child) else child
+            ours = _is_set(child) or _is_embedding(child)
+            yield _garbage("SAM outputs", child, why) if ours else child
 
 
 def _panel(path: Path, use: SplitUse) -> Iterator[Finding]:
@@ -241,6 +242,10 @@ def _is_folder(path: Path) -> bool:
 
 def _is_set(path: Path) -> bool:
     return bool(SET.fullmatch(path.name)) and _is_folder(path) and _holds_only(path, sam.NAMES)
+
+
+def _is_embedding(path: Path) -> bool:
+    return path.name == embeddings.NAME and _is_file(path)
 
 
 def _holds_only(folder: Path, names: Collection[str]) -> bool:

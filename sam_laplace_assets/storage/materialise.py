@@ -1,11 +1,13 @@
 """Where what is wanted meets what is there: the one place that resumes, counts, and puts up with failed items."""
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, lacks, missing
+from sam_laplace_assets.domain.plan import Course, Item, Made, Plan, Record, Task, lacks, missing
 from sam_laplace_assets.storage.store import Store
 
 
@@ -67,13 +69,16 @@ def materialise(plan: Plan, store: Store, *, progress: Progress) -> Outcome:
     done = failed = 0
     if todo:
         progress(0, 0, pending, plan.unit)
-    for item, parts in todo:
+    for item, _ in todo:
         outcome.records.pop(item.key, None)
-        units = plan.weight(item, parts)
-        if _make(plan, store, item, parts, outcome):
-            outcome.made += units
-        else:
+    for made, record in _stored(plan, store, todo):
+        units = plan.weight(made.item, made.parts)
+        if record is None:
+            outcome.failed[made.item.key] = made.failed
             failed += units
+        else:
+            outcome.records[made.item.key] = record
+            outcome.made += units
         done += units
         progress(done, failed, pending, plan.unit)
     outcome.complete = plan.complete and not _too_many(plan, outcome)
@@ -84,15 +89,28 @@ def materialise(plan: Plan, store: Store, *, progress: Progress) -> Outcome:
     return outcome
 
 
-def _make(plan: Plan, store: Store, item: Item, parts: frozenset[str], outcome: Outcome) -> bool:
-    """Make and store one item; what goes wrong with its input is its own failure, not the others'."""
-    try:
-        value = plan.make(item, parts)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        outcome.failed[item.key] = str(error)
-        return False
-    outcome.records[item.key] = store.write(item, parts, value)
-    return True
+def _stored(plan: Plan, store: Store, todo: Sequence[Task]) -> Iterator[tuple[Made, Record | None]]:
+    """What became of each task, and its record once it is stored, up to `writers` tasks behind the making."""
+    if not plan.writers:
+        for made in plan.carry_out(todo):
+            yield made, None if made.failed else store.write(made.item, made.parts, made.value)
+        return
+    with ThreadPoolExecutor(plan.writers, thread_name_prefix="write") as pool:
+        behind: deque[tuple[Made, Future[Record]]] = deque()
+        for made in plan.carry_out(todo):
+            if made.failed:
+                yield made, None
+                continue
+            behind.append((replace(made, value=None), pool.submit(store.write, made.item, made.parts, made.value)))
+            while behind and (len(behind) > plan.writers or behind[0][1].done()):
+                yield _settled(behind)
+        while behind:
+            yield _settled(behind)
+
+
+def _settled(behind: deque[tuple[Made, Future[Record]]]) -> tuple[Made, Record]:
+    made, writing = behind.popleft()
+    return made, writing.result()
 
 
 def _too_many(plan: Plan, outcome: Outcome) -> bool:

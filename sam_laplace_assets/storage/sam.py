@@ -7,7 +7,8 @@ meta.json       written last: points (original and 256 pixels), branch, predicte
                 SHA-256 of each array file, and the provenance of logits and of maps
 
 `k_pairs` is the smaller one of the numbers of positive and negative points; the ledger's summary has all three.
-A part (`NNNN/logits`, `NNNN/maps`) whose files do not have the SHA-256 that meta.json names is not there.
+A part (`NNNN/logits`, `NNNN/maps`) whose files do not have the SHA-256 that meta.json names is not there. A sample's
+folder may hold `embedding.safetensors` of embeddings.py, too.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import numpy as np
 
 from sam_laplace_assets.domain.geometry import LOW_RES
 from sam_laplace_assets.domain.plan import Item, Record, digest
-from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage import embeddings, files
 from sam_laplace_assets.storage.store import FileStore, listing
 
 VERSION = 1
@@ -46,6 +47,14 @@ class SetOutput:
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
     provenance: Mapping[str, Provenance]
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """What was made for one sample: its prompt sets, and the file of its embedding where that is kept."""
+
+    sets: Sequence[SetOutput]
+    embedding: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -120,11 +129,13 @@ class SamStore(FileStore):
         metas = [meta for meta in found if meta is not None]
         return _record(metas) if metas else None
 
-    def write_files(self, item: Item, parts: frozenset[str], value: Sequence[SetOutput]) -> Record:
-        """Write the arrays that were made, each set's meta.json after its arrays."""
+    def write_files(self, item: Item, parts: frozenset[str], value: SampleOutput) -> Record:
+        """Write the embedding and the arrays that were made, each set's meta.json after its arrays."""
         contents: dict[Path, bytes] = {}
+        if value.embedding is not None:
+            contents[self._folder / item.key / embeddings.NAME] = value.embedding
         metas: dict[str, Mapping[str, Any]] = {}
-        for output in value:
+        for output in value.sets:
             folder = self._folder / item.key / set_name(output.promptset_id)
             arrays, meta = _encode(folder, item.key, output)
             contents |= arrays | {folder / "meta.json": files.json_bytes(meta)}

@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, data_version, digest
@@ -24,7 +25,7 @@ class Store(Protocol):
         ...
 
     def write(self, item: Item, parts: frozenset[str], value: Any) -> Record:
-        """Put the made parts of an item on disk, whole or not at all."""
+        """Put the made parts of an item on disk, whole or not at all; threads do so for plans with `writers`."""
         ...
 
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
@@ -71,6 +72,7 @@ class LedgerStore:
     def __init__(self, ledger: Path) -> None:
         self._ledger = Ledger.load(ledger)
         self._saved = time.monotonic()
+        self._lock = Lock()
 
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
         """Leave the plan's items in the ledger, in order, and nothing else."""
@@ -91,11 +93,12 @@ class LedgerStore:
 
     def _remember(self, key: str, signature: str, record: Record) -> Record:
         """Take an item that was written into the ledger, which is saved now and then, as one in the making."""
-        self._ledger.entries[key] = Entry(signature, record)
-        if time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:
-            self._ledger.complete, self._ledger.data_version = False, ""
-            self._ledger.save()
-            self._saved = time.monotonic()
+        with self._lock:
+            self._ledger.entries[key] = Entry(signature, record)
+            if time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:
+                self._ledger.complete, self._ledger.data_version = False, ""
+                self._ledger.save()
+                self._saved = time.monotonic()
         return record
 
 

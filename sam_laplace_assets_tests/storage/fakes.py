@@ -15,7 +15,7 @@ from sam_laplace_assets.domain.plan import Item, Plan, digest
 from sam_laplace_assets.domain.prompts import PromptSet
 from sam_laplace_assets.storage import files
 from sam_laplace_assets.storage.materialise import Outcome, materialise
-from sam_laplace_assets.storage.sam import SetOutput
+from sam_laplace_assets.storage.sam import SampleOutput, SetOutput
 from sam_laplace_assets.storage.shards import ARRAYS, NUMBERS, PackedSample
 
 KEYS = ("cat__1", "cat__2", "dog__1")
@@ -168,10 +168,11 @@ def sam_plan(
     """Logits that depend on the image, maps that depend on sigma, as arrays of 2x2."""
     sources = {key: _sam_provenance(sets, sigma, (images or {}).get(key, key)) for key in keys}
 
-    def answer(item: Item, parts: frozenset[str]) -> list[SetOutput]:
+    def answer(item: Item, parts: frozenset[str]) -> SampleOutput:
         if work is not None:
             work.made.append((item.key, parts))
-        return [_output(item, name, parts) for name in sorted({part.split("/")[0] for part in parts})]
+        names = sorted({part.split("/")[0] for part in parts})
+        return SampleOutput([_output(item, name, parts) for name in names])
 
     items = [Item(key, {part: digest(made_from) for part, made_from in source.items()}, source)
              for key, source in sources.items()]  # fmt: skip

@@ -7,15 +7,18 @@ import re
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from sam_laplace_assets import storage
 from sam_laplace_assets.domain.plan import Item, Plan
 from sam_laplace_assets.storage import active_prompting, evaluation, predictions, scores, sweep, tables
 from sam_laplace_assets.storage.active_prompting import ClickStore
 from sam_laplace_assets.storage.champion import ChampionStore
+from sam_laplace_assets.storage.embeddings import embedding_bytes
 from sam_laplace_assets.storage.head import HeadStore
 from sam_laplace_assets.storage.index import IndexStore
 from sam_laplace_assets.storage.manifest import ManifestStore
@@ -25,7 +28,7 @@ from sam_laplace_assets.storage.posterior import FittedPosterior, PosteriorStore
 from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets.storage.prompts import PromptStore
 from sam_laplace_assets.storage.reports import Findings, Layout, ReportStore, SampleReportStore
-from sam_laplace_assets.storage.sam import SamStore
+from sam_laplace_assets.storage.sam import SampleOutput, SamStore
 from sam_laplace_assets.storage.validation import ValidationStore
 from sam_laplace_assets_tests.storage.fakes import KEYS, make, pack_plan, prompt_plan, sam_plan
 from sam_laplace_assets_tests.storage.tables_of import index_plan, manifest_plan, panel_plan
@@ -93,7 +96,10 @@ def root(tmp_path_factory):
             layout = Layout(concept.ASSET, concept.TABLES, table_format)
             make(plan, store(project.report(concept.ASSET, "val"), layout))
     make(prompt_plan(), PromptStore(project.prompt_sets("val")))
-    make(sam_plan(), SamStore(project.sam_cache("val")))
+    cache = SamStore(project.sam_cache("val"))
+    make(sam_plan(), cache)
+    features = embedding_bytes(np.zeros((1, 2, 2, 2), dtype=np.float16), {})
+    cache.write(sam_plan().items[0], frozenset(), SampleOutput([], features))
     make(pack_plan(KEYS[:1]), PackStore(project.packs, "val"))
     pack = Pack.open(project.pack("val"))
     named = Plan([Item("validation_pack", {"pack": pack.data_version}, pack)], make=lambda item, parts: pack)
@@ -130,6 +136,9 @@ def fields_of(path):
     if path.suffix == ".h5":
         with h5py.File(path) as file:
             return sorted([*file, *(f"@{name}" for name in file.attrs)])
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="np") as file:
+            return sorted([*file.keys(), *(f"@{name}" for name in file.metadata())])
     if path.suffix == ".png":
         with Image.open(path) as picture:
             return sorted(picture.info)

@@ -34,6 +34,8 @@ SCENES = {
     "sam, another sigma": (lambda folder: SamStore(folder / "val"), sam_plan(KEYS[:1]), sam_plan(KEYS[:1], sigma=2.0)),
     "sam, another image": (lambda folder: SamStore(folder / "val"), sam_plan(KEYS[1:2], sets=1),
                            sam_plan(KEYS[1:2], sets=2, images={KEYS[1]: "new"})),
+    "sam, written by threads": (lambda folder: SamStore(folder / "val"), sam_plan(KEYS[:2], sets=1, writers=2),
+                                sam_plan(KEYS[:2], sets=1, sigma=2.0, writers=2)),
     "manifest": (lambda folder: ManifestStore(Place(folder), "all_samples"), tables_of.manifest_plan(KEYS),
                  tables_of.manifest_plan(MORE)),
     "manifest as CSV": (lambda folder: ManifestStore(Place(folder, "csv"), "all_samples"),

@@ -40,7 +40,7 @@ def test_arrays_come_back_as_they_were_made(folder):
     cache, plan = SamCache.open(folder, split="val"), sam_plan()
     assert cache.complete
     for item in plan.items:
-        outputs = plan.make(item, frozenset(item.parts))
+        outputs = plan.make(item, frozenset(item.parts)).sets
         cached = list(cache.sets(item.key))
         assert [one.promptset_id for one in cached] == [0, 1]
         for one, output in zip(cached, outputs, strict=True):
