@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sam_laplace_assets.storage.active_prompting import ClickStore
 from sam_laplace_assets.storage.champion import Champion, ChampionStore, require_champion
 from sam_laplace_assets.storage.head import HeadRun, HeadStore
 from sam_laplace_assets.storage.index import IndexStore, TrainingIndex, read_index
+from sam_laplace_assets.storage.lease import held
 from sam_laplace_assets.storage.manifest import AllSamples, Manifest, ManifestStore, open_manifest
 from sam_laplace_assets.storage.materialise import Outcome, TooManyFailed, materialise, run_course
 from sam_laplace_assets.storage.pack import Pack, PackStore
@@ -66,10 +68,12 @@ class StoreIOManager(dg.ConfigurableIOManager):
         for warning in settings.warnings:
             context.log.warning(warning)
         partition = context.partition_key if context.has_partition_key else ""
-        name = asset_name(context.asset_key, partition)
-        store = self.store(Project.of(settings), partition)
-        with self.tracking.run(settings, name, _tags(context, partition)) as run:
-            outcome = _carry_out(context, obj, store, run, name)
+        name, project = asset_name(context.asset_key, partition), Project.of(settings)
+        with (
+            _alone(context, project, partition, name),
+            self.tracking.run(settings, name, _tags(context, partition)) as run,
+        ):
+            outcome = _carry_out(context, obj, self.store(project, partition), run, name)
             report = obj.report(outcome.records)
             run.log(replace(report, metrics=outcome.counts() | dict(report.metrics)))
         for warning in report.warnings:
@@ -106,6 +110,15 @@ def _upstream_partition(context: dg.InputContext) -> str:
     if len(keys) == 1:
         return str(keys[0])
     raise dg.Failure(f"{context.asset_key.to_user_string()} is read one partition at a time, asked for {keys}.")
+
+
+def _alone(context: dg.OutputContext, project: Project, partition: str, name: str) -> AbstractContextManager[None]:
+    """One run at a time writes a partition; a second one waits, and says for whom."""
+    return held(
+        project.lease(context.asset_key.to_user_string(), partition),
+        holder=f"run {context.run_id}",
+        waiting=lambda holder: context.log.info(f"{name} is being written by {holder}; waiting until it is done."),
+    )
 
 
 def _tags(context: dg.OutputContext, partition: str) -> dict[str, str]:

@@ -59,13 +59,13 @@ def put_mask(path, mask):
 @pytest.fixture
 def encoded(monkeypatch):
     """How often the encoder was called."""
-    return count_calls(monkeypatch, FrozenSam, "embed")
+    return count_calls(monkeypatch, FrozenSam, "prepare")
 
 
 @pytest.fixture
 def answered(monkeypatch):
     """How often the decoder was asked."""
-    return count_calls(monkeypatch, FrozenSam, "answer")
+    return count_calls(monkeypatch, FrozenSam, "answer_many")
 
 
 def test_everything_that_was_made_is_current(read_only):
@@ -130,7 +130,7 @@ def test_a_changed_mask_makes_its_prompts_again_and_what_follows(project, encode
     put_mask(path, mask)
     ran = project.refresh()
     assert ran == ["all_samples", *of("test", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE), *USED]
-    assert encoded["embed"] == 1
+    assert encoded["prepare"] == 1
     assert project.metadata("prompt_sets", "test")["samples made"] == 1
     assert project.metadata("prompt_sets", "test")["samples reused"] == 1
     assert project.metadata("sam_cache", "test")["prompt sets reused"] == 2
@@ -150,7 +150,7 @@ def test_changed_pixels_make_the_logits_again_and_not_the_prompts(project, encod
     ran = project.refresh()
     assert ran == ["all_samples", *of("test", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE), *USED]
     assert project.metadata("prompt_sets", "test")["samples made"] == 0
-    assert encoded["embed"] == 1
+    assert encoded["prepare"] == 1
     changed = {name for name, version in project.versions().items() if versions[name] != version}
     changed_in_test = ("manifest", "sam_cache", *AFTER_CACHE, "evaluation", "prompt_scores")
     assert changed == {("all_samples", None), *((name, "test") for name in changed_in_test)}
@@ -184,7 +184,7 @@ def test_one_more_prompt_set_asks_for_that_one_alone(project, answered, encoded)
     before = hashes(project.root / "sam_precompute" / "test")
     ran = project.refresh()
     assert ran == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE) + USED
-    assert encoded["embed"] == answered["answer"] == 2
+    assert encoded["prepare"] == answered["answer_many"] == 2
     assert project.metadata("sam_cache", "test")["prompt sets made"] == 2
     after = hashes(project.root / "sam_precompute" / "test")
     assert {name: after[name] for name in before} == before
@@ -200,7 +200,7 @@ def test_fewer_prompt_sets_ask_for_none(project, encoded):
 def test_another_prompt_seed_draws_all_prompts_anew(project, encoded):
     project.change(prompt_generation={"prompt_seed": 1})
     assert project.refresh("test") == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE) + USED
-    assert encoded["embed"] == 2
+    assert encoded["prepare"] == 2
 
 
 def test_another_checkpoint_makes_the_logits_again_and_not_the_maps(project, encoded):
@@ -209,7 +209,7 @@ def test_another_checkpoint_makes_the_logits_again_and_not_the_maps(project, enc
     torch.save(weights, project.folder / "sam.pt")
     before = hashes(project.root / "sam_precompute" / "test")
     assert project.refresh("test") == of("test", "sam_cache", *AFTER_CACHE) + USED
-    assert encoded["embed"] == 2
+    assert encoded["prepare"] == 2
     after = hashes(project.root / "sam_precompute" / "test")
     changed = {name.rpartition("/")[2] for name, sha in after.items() if before[name] != sha}
     assert changed == {"logits_256.npy", "meta.json"}
@@ -276,7 +276,7 @@ def test_an_array_that_was_lost_is_made_again(project, encoded):
     assert stale(project)[0] == "sam_cache[test]"
     project.refresh()
     assert lost.exists()
-    assert encoded["embed"] == 1
+    assert encoded["prepare"] == 1
     assert project.versions() == versions
 
 
@@ -315,7 +315,7 @@ def test_a_new_sample_is_the_only_one_that_is_made(project, encoded):
     add_sample(project.folder, "boxes/new", 77)
     ran = project.refresh()
     assert ran == ["all_samples", *of("train", "manifest", "prompt_sets", "sam_cache", *AFTER_CACHE), *FITTED, *USED]
-    assert encoded["embed"] == 1
+    assert encoded["prepare"] == 1
     added = set((project.root / "training_data" / "no_image" / "train_shards").glob("*.h5")) - shards
     assert len(added) == 1
     assert project.metadata("hdf5_pack", "train")["samples made"] == 1

@@ -171,9 +171,9 @@ def test_a_trial_is_incomplete_and_training_refuses_it_until_a_full_run_is_asked
 
 def test_a_trial_of_the_cache_asks_sam_for_these_samples_only(new_project, monkeypatch):
     new_project.refresh("train", assets=["all_samples", "manifest", "prompt_sets"])
-    encoded = count_calls(monkeypatch, FrozenSam, "embed")
+    encoded = count_calls(monkeypatch, FrozenSam, "prepare")
     assert new_project.materialise("sam_cache", split="train", limit=2).success
-    assert encoded["embed"] == 2
+    assert encoded["prepare"] == 2
     name, told = next(iter(new_project.metadata("sam_cache", "train").items()))
     assert (name, told.partition(".")[0]) == ("trial", "The first 2 samples only")
 
@@ -185,12 +185,12 @@ def test_a_validation_pack_is_never_a_trial(project):
 
 
 def test_force_makes_everything_again_and_changes_no_version(project, monkeypatch):
-    encoded = count_calls(monkeypatch, FrozenSam, "embed")
+    encoded = count_calls(monkeypatch, FrozenSam, "prepare")
     versions = project.versions()
     for asset in CHAIN:
         result = project.materialise(asset, split="test", force=True)
         assert result.success, failure(result)
-    assert encoded["embed"] == 2
+    assert encoded["prepare"] == 2
     assert project.versions() == versions
 
 

@@ -30,6 +30,10 @@ class Project:
         """All manifests."""
         return Place(self.root / "manifests", self.table_format)
 
+    def lease(self, asset: str, partition: str) -> Path:
+        """File that says who is writing a partition."""
+        return self.root / "leases" / (f"{asset}__{_checked(partition)}.json" if partition else f"{asset}.json")
+
     def prompt_sets(self, split: str) -> Path:
         """Folder of a split's prompt sets."""
         return self.root / "prompt_sets" / _checked(split)

@@ -21,6 +21,7 @@ from sam_laplace_assets.storage.champion import ChampionStore
 from sam_laplace_assets.storage.embeddings import embedding_bytes
 from sam_laplace_assets.storage.head import HeadStore
 from sam_laplace_assets.storage.index import IndexStore
+from sam_laplace_assets.storage.lease import Lease
 from sam_laplace_assets.storage.manifest import ManifestStore
 from sam_laplace_assets.storage.pack import Pack, PackStore
 from sam_laplace_assets.storage.panels import PanelStore
@@ -114,6 +115,7 @@ def root(tmp_path_factory):
     make(decision(), ChampionStore(project.posteriors))
     make(panel_plan(["cat__1_0000"]), PanelStore(project.panels("val")))
     used = dict.fromkeys(("posterior", "sam", "gaussian_sigma", "rule"), 1)
+    assert Lease(project.lease("sam_cache", "val"), "run one").take()
     predictions.write_summary(project.root / "out", used, [], [])
     return top
 
