@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test test-live ui train-toy findings clean
+.PHONY: setup demo test test-live ui train-toy findings bench clean
 
 setup: $(READY)
 
@@ -36,6 +36,9 @@ train-toy: $(READY)   ## train the toy SAM again, then measure it
 
 findings: $(READY)   ## measure what the posterior is worth, on drawn images; about two hours on 2 cores
 	$(BIN)/python -m sam_laplace_assets_tests.benchmarks.findings
+
+bench: $(READY)  ## time the platform against plain references, side by side; `make bench ROWS="pack" ROUNDS=5`
+	$(BIN)/python -m sam_laplace_assets_tests.benchmarks $(ROWS) --rounds $(or $(ROUNDS),7)
 
 clean:           ## remove what was made here, the demo's outputs included
 	rm -rf $(VENV) .demo .artifacts .findings

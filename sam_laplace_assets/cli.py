@@ -45,6 +45,28 @@ def init(path: Path) -> None:
 
 
 @cli.command()
+@click.option("--from", "old", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="the original's project_root; it may be that of the settings")  # fmt: skip
+@click.option("--verify", default="8", show_default=True, metavar="N|all",
+              help="prompt sets of each split that SAM is asked about again")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="write nothing")
+@click.option("--verbose", is_flag=True, help="name all that is not adopted")
+def adopt(old: Path, verify: str, dry_run: bool, verbose: bool) -> None:
+    """Take over a project root of the original scripts, and say what could not be.
+
+    Splits, prompt sets, logits and point maps are adopted without being made again; nothing of the original is changed.
+    Points are held against today's masks, maps are computed again and compared. Logits are believed if those that SAM
+    is asked about again come out the same.
+    """
+    from sam_laplace_assets.commands.adopt import adopt_project
+
+    if verify != "all" and not (verify.isdecimal() and int(verify) > 0):
+        raise click.BadParameter(f"{verify!r} is neither a number above 0 nor all", param_hint="--verify")
+    ask = None if verify == "all" else int(verify)
+    adopt_project(old, ask=ask, dry_run=dry_run, verbose=verbose, tell=click.echo)
+
+
+@cli.command()
 @click.option("--split", "splits", multiple=True, help="only this split; may be given again")
 def plan(splits: tuple[str, ...]) -> None:
     """Say what would be made, how large it gets and how long it takes; refuse if the disk is too small."""

@@ -17,13 +17,16 @@ from sam_laplace_assets.jobs import all_jobs, roll_back_champion, sweep_posterio
 from sam_laplace_assets.reporting import plain_logger
 from sam_laplace_assets.resources.sam import SamResource
 
+STEPS_ARE_FORKED = {"forkserver": {"preload_modules": [__name__, "sam_laplace_assets.forked"]}}
+"""From one process a run that has imported this module; left to itself, Dagster has each step import it again."""
+
 defs = dg.Definitions(
     assets=ASSETS,
     asset_checks=check_steps,
     jobs=[*all_jobs, roll_back_champion, sweep_posteriors, refresh_everything],
     schedules=[nightly_refresh],
     sensors=[register_split_partitions, retrain_on_change, carry_out_refresh, send_alerts],
-    executor=dg.multiprocess_executor.configured({"start_method": {"forkserver": {}}}),  # starts steps fast
+    executor=dg.multiprocess_executor.configured({"start_method": STEPS_ARE_FORKED}),
     loggers={"console": dg.colored_console_logger, "plain": plain_logger},
     resources={**IO_MANAGERS, "sam": SamResource(), "tracking": TRACKING},
 )

@@ -6,14 +6,14 @@ import dagster as dg
 import yaml
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 
-from sam_laplace_assets.definitions import defs
+from sam_laplace_assets.definitions import STEPS_ARE_FORKED, defs
 from sam_laplace_assets_tests.small_project import REPOSITORY
 
 KEYS = {
     "all_samples", "manifest", "prompt_sets", "sam_cache", "training_index", "hdf5_pack", "sanity_panels",
     "validation_pack", "head_checkpoint", "laplace_posterior", "champion",
 }  # fmt: skip
-HEAVY = ("torch", "mlflow", "laplace", "segment_anything", "matplotlib", "torchvision")
+HEAVY = ("torch", "mlflow", "laplace", "segment_anything", "matplotlib", "torchvision", "pandas", "scipy")
 
 
 def nodes():
@@ -94,3 +94,13 @@ def test_the_code_location_loads_without_heavy_libraries():
     code = f"import sys, sam_laplace_assets.definitions; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_steps_are_forked_from_a_process_that_has_imported_the_code_location():
+    modules = STEPS_ARE_FORKED["forkserver"]["preload_modules"]
+    code = (
+        f"import gc, sys, importlib; [*map(importlib.import_module, {modules})]; print(gc.get_freeze_count() > 10**5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+    assert modules[0] == "sam_laplace_assets.definitions"

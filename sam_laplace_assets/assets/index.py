@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
-import pandas as pd
 
 from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
 from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import load_settings
+from sam_laplace_assets.storage import tables
 from sam_laplace_assets.storage.index import NUMBERS, PART, SCHEMA, summarise
 from sam_laplace_assets.storage.manifest import Manifest, Sample
 from sam_laplace_assets.storage.project import Project
@@ -42,15 +42,14 @@ def training_index(
 
 def plan_training_index(manifest: Manifest, cache: SamCache, project: Project, *, force: bool = False) -> Plan:
     """One table, made again when any of its rows differs."""
-    frame = pd.DataFrame(_rows(manifest, cache, project), columns=SCHEMA.names)
+    table = tables.table_of(_rows(manifest, cache, project), SCHEMA)
     complete = manifest.complete and cache.complete
-    rows_digest = digest(frame.to_dict("list"))
+    rows_digest, summary = tables.columns_digest(table), summarise(table)
     item = Item(manifest.split, {PART: digest([rows_digest, complete])}, (rows_digest, complete))
-    facts: dict[str, Any] = {name.replace("_", " "): value for name, value in summarise(frame).items()}
+    facts: dict[str, Any] = {name.replace("_", " "): value for name, value in summary.items()}
     shown = ["sample_id", "promptset_id", *NUMBERS, "image_h", "image_w"]
-    preview = [dict(zip(shown, row, strict=True)) for row in frame[shown].head(5).itertuples(index=False)]
-    reported = Report(facts=facts, metrics=summarise(frame), tables={"first rows": preview})
-    return Plan([item], make=lambda item, parts: frame, report=lambda records: reported, unit="tables", force=force,
+    reported = Report(facts=facts, metrics=summary, tables={"first rows": table.select(shown).slice(0, 5).to_pylist()})
+    return Plan([item], make=lambda item, parts: table, report=lambda records: reported, unit="tables", force=force,
                 complete=complete)  # fmt: skip
 
 

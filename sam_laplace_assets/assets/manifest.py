@@ -1,7 +1,7 @@
 """all_samples and manifest: what was found on disk, and which split it belongs to."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import known_splits, register_splits, require_split, splits
 from sam_laplace_assets.settings import DataSettings, Settings, load_settings
 from sam_laplace_assets.storage import files, images
-from sam_laplace_assets.storage.manifest import AllSamples, Row, read_row, read_rows
+from sam_laplace_assets.storage.manifest import AllSamples, Row, RowOf, Rows, read_manifest, read_row
 from sam_laplace_assets.storage.project import Project, SplitRoots, roots_of
 
 ROWS_VERSION = "1"
 ROW = "row"
+INVALID = "invalid"
 
 
 class ScanConfig(Overrides):
@@ -71,7 +72,7 @@ def plan_all_samples(settings: Settings, *, force: bool = False, resplit: bool =
         return assign_base_splits(rows, {} if resplit else kept, settings.data, place)
 
     return plan_scan(roots, settings.data, force=force or resplit, finish=assign,
-                     report=lambda records: report_rows(read_rows(place, "all_samples")))  # fmt: skip
+                     report=lambda records: report_rows(Rows(read_manifest(place, "all_samples"))))  # fmt: skip
 
 
 def plan_named_manifest(settings: Settings, split: str, *, force: bool = False) -> Plan:
@@ -85,20 +86,19 @@ def plan_named_manifest(settings: Settings, split: str, *, force: bool = False) 
         return judged, kept
 
     return plan_scan(roots, settings.data, force=force, finish=assign,
-                     report=lambda records: report_rows(read_rows(place, split)))  # fmt: skip
+                     report=lambda records: report_rows(Rows(read_manifest(place, split))))  # fmt: skip
 
 
 def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = False) -> Plan:
     """Take a base split's rows from all samples."""
-    rows = [row for row in everything.rows if row["valid"] and row["split"] == split]
+    rows = everything.rows.valid(split)
     if not rows:
-        valid = sum(bool(row["valid"]) for row in everything.rows)
         raise dg.Failure(
-            f"Split {split!r} has no samples: {valid} valid samples in all are too few for it, or data.splits_file "
-            "gives it none. Add samples, then materialise all_samples again.",
+            f"Split {split!r} has no samples: {len(everything.rows.valid())} valid samples in all are too few for it, "
+            "or data.splits_file gives it none. Add samples, then materialise all_samples again.",
             allow_retries=False,
         )
-    items = [Item(str(row["safe_id"]), {ROW: digest(row)}, row) for row in rows]
+    items = [Item(row["safe_id"], {ROW: digest(row)}, RowOf(rows, at)) for at, row in enumerate(rows)]
     return Plan(items, make=lambda item, parts: item.source, report=lambda records: report_rows(rows), force=force,
                 complete=everything.complete)  # fmt: skip
 
@@ -132,15 +132,21 @@ def _looks(found: images.Found, roots: SplitRoots) -> str:
     return digest([seen, found.sample_id, found.reason, ROWS_VERSION])
 
 
-def report_rows(rows: Sequence[Row]) -> Report:
+def report_rows(rows: Iterable[Row]) -> Report:
     """Counts, split sizes, a table by class and a table of the refused."""
-    refused = [row for row in rows if not row["valid"]]
-    sizes = Counter(str(row["split"]) for row in rows if row["valid"])
-    counts = {"valid": len(rows) - len(refused), "invalid": len(refused)}
-    counts |= {f"samples in {split}": sizes[split] for split in sorted(sizes)}
-    invalid = [{"file": row["image_path"] or row["mask_path"], "reason": row["reason"]} for row in refused]
-    return Report(warnings=_refusals(invalid, len(rows)), facts=counts, metrics=counts,
-                  tables={"by class": _by_class(rows), "invalid samples": invalid})  # fmt: skip
+    found: Counter[tuple[str, str]] = Counter()
+    invalid: list[dict[str, Any]] = []
+    for row in rows:
+        found[str(row["class"]), str(row["split"]) if row["valid"] else INVALID] += 1
+        if not row["valid"]:
+            invalid.append({"file": row["image_path"] or row["mask_path"], "reason": row["reason"]})
+    sizes: Counter[str] = Counter()
+    for (_, column), count in found.items():
+        sizes[column] += count
+    counts = {"valid": sizes.total() - len(invalid), "invalid": len(invalid)}
+    counts |= {f"samples in {split}": sizes[split] for split in sorted(sizes) if split != INVALID}
+    return Report(warnings=_refusals(invalid, sizes.total()), facts=counts, metrics=counts,
+                  tables={"by class": _by_class(found), "invalid samples": invalid})  # fmt: skip
 
 
 def _refusals(invalid: Sequence[Mapping[str, Any]], found: int) -> list[str]:
@@ -151,8 +157,8 @@ def _refusals(invalid: Sequence[Mapping[str, Any]], found: int) -> list[str]:
     return [f"{len(invalid)} of {found} found files or pairs cannot be used: {shown}{more}"]
 
 
-def _by_class(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    counts = Counter((str(row["class"]), str(row["split"]) if row["valid"] else "invalid") for row in rows)
-    columns = sorted({column for _, column in counts})
-    return [{"class": name} | {column: counts[name, column] for column in columns}
-            for name in sorted({name for name, _ in counts})]  # fmt: skip
+def _by_class(found: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A row a class: how many samples each split has of it, and how many were refused."""
+    columns = sorted({column for _, column in found})
+    return [{"class": name} | {column: found[name, column] for column in columns}
+            for name in sorted({name for name, _ in found})]  # fmt: skip

@@ -1,25 +1,30 @@
 """hdf5_pack and validation_pack: the arrays of a split for fast reading, and the one that judges."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import numpy as np
-import pandas as pd
 
+from sam_laplace_assets.domain.ahead import ahead
 from sam_laplace_assets.domain.geometry import LOW_RES, resize_nearest
-from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
+from sam_laplace_assets.domain.plan import Item, Made, Plan, Record, Report, Task, digest, one_by_one
 from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import load_settings
 from sam_laplace_assets.storage import images, validation
 from sam_laplace_assets.storage.index import TrainingIndex
 from sam_laplace_assets.storage.pack import Pack
-from sam_laplace_assets.storage.sam import read_array
+from sam_laplace_assets.storage.sam import read_arrays
 from sam_laplace_assets.storage.shards import ARRAYS, NUMBERS, PART, VERSION, PackedSample
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 MASKS_VERSION = "1"
+READERS, READ_AHEAD = 2, 8
+"""Threads that read and check samples, and how many samples they are ahead of the one that is written."""
 
 
 class PackConfig(Overrides):
@@ -57,21 +62,26 @@ def validation_pack(hdf5_pack: Pack) -> Plan:
 def plan_pack(index: TrainingIndex, *, force: bool = False, max_failed_fraction: float = 0.0) -> Plan:
     """One item a sample, with all its rows; what a sample's rows are made of is its provenance."""
     columns = ["promptset_id", *(f"{name}_sha256" for name in ARRAYS), "mask_digest"]
-    items = [Item(str(key), {PART: digest([rows[columns].values.tolist(), MASKS_VERSION])}, rows)
-             for key, rows in index.frame.groupby("safe_id", sort=False)]  # fmt: skip
+    made_from, rows_of = index.frame[columns].values.tolist(), defaultdict(list)
+    for row, key in enumerate(index.frame["safe_id"]):
+        rows_of[key].append(row)
+    items = [Item(key, {PART: digest([[made_from[row] for row in rows], MASKS_VERSION])}, rows)
+             for key, rows in rows_of.items()]  # fmt: skip
 
     def make(item: Item, parts: frozenset[str]) -> PackedSample:
-        return read_sample(item.source, masks_root=index.masks_root, project_root=index.project_root)
+        return read_sample(index.frame.iloc[item.source], masks_root=index.masks_root, project_root=index.project_root)
 
-    return Plan(items, make=make, report=lambda records: report(index, records), force=force, complete=index.complete,
-                max_failed_fraction=max_failed_fraction)  # fmt: skip
+    def make_all(tasks: Iterable[Task]) -> Iterator[Made]:
+        return ahead(lambda task: next(one_by_one(make, [task])), tasks, depth=READ_AHEAD, threads=READERS)
+
+    return Plan(items, make=make, make_all=make_all, writers=1, report=lambda records: report(index, records),
+                force=force, complete=index.complete, max_failed_fraction=max_failed_fraction)  # fmt: skip
 
 
-def read_sample(rows: pd.DataFrame, *, masks_root: Path, project_root: Path) -> PackedSample:
+def read_sample(rows: "pd.DataFrame", *, masks_root: Path, project_root: Path) -> PackedSample:
     """The arrays of one sample's rows, checked against their SHA-256, and its mask at 256x256."""
-    arrays = {name: np.stack([read_array(project_root / path, sha256=sha256) for path, sha256 in
-                              zip(rows[f"{name}_path"], rows[f"{name}_sha256"], strict=True)])
-              for name in ARRAYS}  # fmt: skip
+    arrays = {name: read_arrays([project_root / path for path in rows[f"{name}_path"]],
+                                sha256=rows[f"{name}_sha256"].tolist()) for name in ARRAYS}  # fmt: skip
     mask = images.read_mask(masks_root / rows["mask_path"].iloc[0])
     if images.mask_digest(mask) != rows["mask_digest"].iloc[0]:
         raise ValueError(

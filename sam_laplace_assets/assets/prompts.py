@@ -17,7 +17,9 @@ from sam_laplace_assets.domain.prompts import PROMPTS_VERSION, PromptSet, draw_p
 from sam_laplace_assets.overrides import FORCE, GO_ON, LIMIT, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import PromptSettings, load_settings
+from sam_laplace_assets.storage.adopted import Adopted, AdoptedSets, read_adopted
 from sam_laplace_assets.storage.manifest import Manifest, Sample
+from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets.storage.prompts import PART
 
 
@@ -75,11 +77,27 @@ class Clicks:
 
 
 @dataclass(frozen=True)
+class TakenOver:
+    """Prompt sets that were drawn elsewhere, as they are."""
+
+    adopted: AdoptedSets
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What they depend on beside the mask: nothing but themselves."""
+        return {"adopted": self.adopted.points_digest}
+
+    def draw(self, mask: Mask, *, sample_id: str) -> tuple[PromptSet, ...]:
+        """The prompt sets of one (H, W) mask."""
+        return self.adopted.sets
+
+
+@dataclass(frozen=True)
 class PromptSource:
     """One sample, and how its prompt sets are drawn."""
 
     sample: Sample
-    drawn: Pairs | Clicks
+    drawn: Pairs | Clicks | TakenOver
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -106,21 +124,29 @@ def prompt_sets(context: dg.AssetExecutionContext, config: PromptConfig, manifes
     settings = load_settings()
     prompting = config.over(settings.prompt_generation)
     count = config.num_promptsets or prompting.count(check_split_key(context.partition_key))
-    return plan_prompt_sets(manifest, prompting, count=count, force=config.force, limit=config.limit,
+    adopted = read_adopted(Project.of(settings).prompt_sets(context.partition_key))
+    return plan_prompt_sets(manifest, prompting, count=count, adopted=adopted, force=config.force, limit=config.limit,
                             max_failed_fraction=settings.data.max_failed_fraction)  # fmt: skip
 
 
 def plan_prompt_sets(
-    manifest: Manifest, prompting: PromptSettings, *, count: int, force: bool = False, limit: int | None = None,
-    max_failed_fraction: float = 0.0,
+    manifest: Manifest, prompting: PromptSettings, *, count: int, adopted: Adopted | None = None, force: bool = False,
+    limit: int | None = None, max_failed_fraction: float = 0.0,
 ) -> Plan:  # fmt: skip
     """One item a sample; its provenance leaves the image's pixels out, since points depend on the mask alone."""
-    samples = [manifest[at] for at in range(len(manifest))][:limit]
-    sources = [PromptSource(sample, drawing(prompting, count=count)) for sample in samples]
+    samples = list(manifest)[:limit]
+    sources = [source_of(sample, drawing(prompting, count=count), adopted or Adopted()) for sample in samples]
     items = [Item(source.sample.key, {PART: digest(source.provenance)}, source) for source in sources]
     return Plan(items, make=lambda item, parts: draw(item.source), report=lambda records: report(items, records),
                 max_failed_fraction=max_failed_fraction, force=force,
                 complete=manifest.complete and len(samples) == len(manifest))  # fmt: skip
+
+
+def source_of(sample: Sample, drawn: Pairs | Clicks, adopted: Adopted) -> PromptSource:
+    """A sample with the sets that were adopted for it in place of these, or else with how they are drawn."""
+    taken = adopted.samples.get(sample.key)
+    holds = taken is not None and taken.fit(sample.row) and adopted.recipe == drawn.provenance
+    return PromptSource(sample, TakenOver(taken) if taken is not None and holds else drawn)
 
 
 def drawing(prompting: PromptSettings, *, count: int) -> Pairs | Clicks:

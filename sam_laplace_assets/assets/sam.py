@@ -1,11 +1,10 @@
 """sam_cache: what frozen SAM says to every prompt set, and the maps of its points."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import dagster as dg
 
-from sam_laplace_assets.assets.sam_answers import LOGITS, MAPS, SamSource, SamWork
+from sam_laplace_assets.assets.sam_answers import SamRecipe, SamSource, SamWork
 from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
 from sam_laplace_assets.domain.prompts import MAPS_VERSION
 from sam_laplace_assets.domain.sam import SAM_VERSION
@@ -14,7 +13,7 @@ from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.resources.sam import SamModel, SamResource
 from sam_laplace_assets.settings import Settings, load_settings
 from sam_laplace_assets.storage.embeddings import EmbeddingCache
-from sam_laplace_assets.storage.manifest import Manifest, Sample
+from sam_laplace_assets.storage.manifest import Manifest
 from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets.storage.prompts import Prompts
 
@@ -43,10 +42,8 @@ def plan_sam_cache(
 ) -> Plan:  # fmt: skip
     """One item a sample, with two parts a prompt set: another sigma makes the maps again, never the logits."""
     samples = list(manifest)[:limit]
-    ready = [sample for sample in samples if sample.key in prompts.points]
-    sources = [source_of(sample, prompts, model, settings) for sample in ready]
-    items = [Item(source.sample.key, {part: digest(made_from) for part, made_from in source.provenance.items()}, source)
-             for source in sources]  # fmt: skip
+    recipe = recipe_of(model, settings)
+    items = [item_of(SamSource(sample, prompts, recipe)) for sample in samples if sample.key in prompts.points]
     lacking = {sample.key: "it has no prompt sets; materialise prompt_sets again" for sample in samples
                if prompts.complete and sample.key not in prompts.points}  # fmt: skip
     work = SamWork(model, embedding_cache(settings, manifest.split))
@@ -56,23 +53,20 @@ def plan_sam_cache(
                 max_failed_fraction=settings.data.max_failed_fraction)  # fmt: skip
 
 
+def item_of(source: SamSource) -> Item:
+    """What the cache shall hold of one sample."""
+    return Item(source.sample.key, {part: digest(made_from) for part, made_from in source.parts.items()}, source)
+
+
+def recipe_of(model: SamModel, settings: Settings) -> SamRecipe:
+    """How answers and maps are made today."""
+    return SamRecipe(model.identity, settings.prompt_generation.gaussian_sigma, settings.sam.cache_embeddings)
+
+
 def embedding_cache(settings: Settings, split: str) -> EmbeddingCache | None:
     """Where the embeddings of a split's images are kept, if the settings say so."""
     kept_as = settings.sam.cache_embeddings
-    return kept_as and EmbeddingCache(Project.of(settings).sam_cache(split), kept_as)
-
-
-def source_of(sample: Sample, prompts: Prompts, model: SamModel, settings: Settings) -> SamSource:
-    """A sample with what its logits, its maps and its embedding depend on."""
-    kept_as, sigma = settings.sam.cache_embeddings, settings.prompt_generation.gaussian_sigma
-    encoded = {"image_digest": sample.row["image_digest"], **model.identity}
-    rounded = {"embeddings": kept_as} if kept_as == "float16" else {}
-    provenance: dict[str, Mapping[str, Any]] = {}
-    for name, points in prompts.points[sample.key].items():
-        provenance[f"{name}/{LOGITS}"] = {**encoded, "points": points, **rounded}
-        provenance[f"{name}/{MAPS}"] = {"points": points, "image_size": list(sample.size), "gaussian_sigma": sigma,
-                                        "version": MAPS_VERSION}  # fmt: skip
-    return SamSource(sample, prompts, provenance, {**encoded, "dtype": kept_as})
+    return None if kept_as is None else EmbeddingCache(Project.of(settings).sam_cache(split), kept_as)
 
 
 def count_sets(item: Item, parts: Iterable[str]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from sam_laplace_assets.domain.ahead import ahead
 from sam_laplace_assets.domain.geometry import to_low_res
 from sam_laplace_assets.domain.plan import INPUT_ERRORS, Item, Made, Task, one_by_one
-from sam_laplace_assets.domain.prompts import PromptSet, gaussian_map
+from sam_laplace_assets.domain.prompts import MAPS_VERSION, PromptSet, gaussian_map
 from sam_laplace_assets.resources.sam import SamModel
 from sam_laplace_assets.storage.embeddings import EmbeddingCache, embedding_bytes
 from sam_laplace_assets.storage.manifest import Sample
@@ -24,13 +24,57 @@ LOGITS, MAPS = "logits", "maps"
 
 
 @dataclass(frozen=True)
+class SamRecipe:
+    """How answers and maps are made, the same for all samples.
+
+    Attributes:
+        identity: what SAM's answers depend on beside image and points.
+        gaussian_sigma: of the maps, pixels at 256x256.
+        kept_as: dtype of the embeddings that are kept; None where none are.
+    """
+
+    identity: Mapping[str, str]
+    gaussian_sigma: float
+    kept_as: str | None = None
+
+
+@dataclass(frozen=True)
 class SamSource:
-    """One sample, the prompts view, and the provenance of each of its parts and of its image's embedding."""
+    """One sample, the prompts view, and how it is made; provenance is told when asked for, as there is much of it."""
 
     sample: Sample
     prompts: Prompts
-    provenance: Mapping[str, Mapping[str, Any]]
-    embedding: Mapping[str, Any]
+    recipe: SamRecipe
+
+    @property
+    def parts(self) -> dict[str, Mapping[str, Any]]:
+        """Part (`0003/logits`, `0003/maps`) -> its provenance."""
+        of = {LOGITS: self._of_logits, MAPS: self._of_maps}
+        points = self.prompts.points[self.sample.key]
+        return {f"{name}/{kind}": tell(digest) for name, digest in points.items() for kind, tell in of.items()}
+
+    def provenance(self, part: str) -> Mapping[str, Any]:
+        """That of one part."""
+        name, _, kind = part.partition("/")
+        points = self.prompts.points[self.sample.key][name]
+        return self._of_logits(points) if kind == LOGITS else self._of_maps(points)
+
+    @property
+    def embedding(self) -> Mapping[str, Any]:
+        """The provenance of what the encoder makes of the image."""
+        return {**self._encoded, "dtype": self.recipe.kept_as}
+
+    @property
+    def _encoded(self) -> dict[str, Any]:
+        return {"image_digest": self.sample.row["image_digest"], **self.recipe.identity}
+
+    def _of_logits(self, points: str) -> Mapping[str, Any]:
+        rounded = {"embeddings": "float16"} if self.recipe.kept_as == "float16" else {}
+        return {**self._encoded, "points": points, **rounded}
+
+    def _of_maps(self, points: str) -> Mapping[str, Any]:
+        return {"points": points, "image_size": list(self.sample.size), "gaussian_sigma": self.recipe.gaussian_sigma,
+                "version": MAPS_VERSION}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -128,11 +172,12 @@ class SamWork:
         frozen = self.model.frozen
         embedded = self._embedded(frozen, batch)
         asked = [(one.embedding, one.asked) for one in embedded if one.embedding is not None]
-        answers = frozen.answer_many(asked, max_batch=self.model.settings.prompt_sets_per_batch)
+        answers = frozen.answer_many(asked, max_batch=self.model.prompt_sets_per_batch)
         return list(zip(embedded, answers, strict=True))
 
     def _embedded(self, frozen: "FrozenSam", batch: Sequence[Ready]) -> list[Ready]:
-        new = iter(frozen.embed_prepared([one.image for one in batch if one.image is not None]))
+        images = [one.image for one in batch if one.image is not None]
+        new = iter(frozen.embed_batch(images, max_batch=self.model.settings.images_per_batch))
         return [one if one.image is None else replace(one, embedding=self._as_kept(next(new))) for one in batch]
 
     def _as_kept(self, embedding: "Embedding") -> "Embedding":
@@ -163,14 +208,14 @@ def _set_output(
     arrays: dict[str, np.ndarray] = {}
     provenance: dict[str, Mapping[str, Any]] = {}
     if maps is not None:
-        provenance[MAPS] = source.provenance[f"{name}/{MAPS}"]
+        provenance[MAPS] = source.provenance(f"{name}/{MAPS}")
         arrays |= dict(zip(("pos_map", "neg_map"), maps, strict=True))
         points = {"pos": prompt_set.pos, "neg": prompt_set.neg}
         low_res = zip(points, _low_res(prompt_set, source), strict=True)
         facts |= {"sigma": provenance[MAPS]["gaussian_sigma"], "points": points,
                   "points_256": {side: places.tolist() for side, places in low_res}}  # fmt: skip
     if answer is not None:
-        provenance[LOGITS] = source.provenance[f"{name}/{LOGITS}"]
+        provenance[LOGITS] = source.provenance(f"{name}/{LOGITS}")
         arrays["logits_256"] = answer.logits_256
         facts |= {"branch": answer.branch, "predicted_ious": list(answer.predicted_ious)}
     return SetOutput(prompt_set.promptset_id, arrays, facts, provenance)
@@ -178,7 +223,7 @@ def _set_output(
 
 def _maps(prompt_set: PromptSet, source: SamSource) -> tuple[np.ndarray, np.ndarray]:
     """(256, 256) float16 maps of the positive and of the negative points."""
-    sigma = source.provenance[f"{prompt_set.promptset_id:04d}/{MAPS}"]["gaussian_sigma"]
+    sigma = source.recipe.gaussian_sigma
     pos, neg = (gaussian_map(points, sigma=sigma) for points in _low_res(prompt_set, source))
     return pos, neg
 

@@ -3,14 +3,16 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES, Candidate, assign_splits, straddling_units
 from sam_laplace_assets.settings import DataSettings, SettingsError
 from sam_laplace_assets.storage.manifest import Assignment, Assignments, Place, Row, read_rows
 from sam_laplace_assets.storage.project import SplitRoots, named_splits, roots_of
 from sam_laplace_assets.storage.store import NotMade
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Group = Callable[[str], str]
 REASONS = 10
@@ -168,7 +170,9 @@ def _remember(rows: Sequence[Row], drawn: Mapping[str, str], kept: Assignments) 
     }
 
 
-def _read_csv(path: Path, columns: tuple[str, ...], *, key: str) -> pd.DataFrame:
+def _read_csv(path: Path, columns: tuple[str, ...], *, key: str) -> "pd.DataFrame":
+    import pandas as pd
+
     try:
         table = pd.read_csv(path, dtype=str)
     except (OSError, ValueError) as error:

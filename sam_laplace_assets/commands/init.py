@@ -35,6 +35,8 @@ sam:
   checkpoint: sam_vit_h_4b8939.pth   # of the model type below; leave out for toy
   model_type: vit_h            # vit_h | vit_l | vit_b | toy
   device: auto                 # auto | cuda | cpu
+  precision: float32           # float32 | bf16, which is faster and a little different
+  # cache_embeddings: float16  # keep them on disk: other prompts then cost the decoder alone
 
 head:
   channels_in: 3

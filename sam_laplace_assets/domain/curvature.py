@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sam_laplace_assets.domain.last_layer import jacobian, last_layer_weights, row_passes
+from sam_laplace_assets.domain.last_layer import RowPass, jacobian, last_layer_weights, pixel_features, row_passes
 from sam_laplace_assets.domain.metrics import bernoulli_variance, binary_nll, residuals
 from sam_laplace_assets.domain.pack import Progress, Rows
 
+CHUNK_PIXELS = 8192
+"""Worked on at once, so that they stay in cache."""
 DEAD = 1e-12
 """Directions whose curvature is below this part of the largest one carry no data."""
 
@@ -78,7 +80,7 @@ def row_score(features: Tensor, logits: Tensor, masks: Tensor) -> Tensor:
     return jacobian(features) @ residuals(logits, masks).flatten().double()
 
 
-GGN = {"diagonal": ggn_diagonal, "full": ggn_full}
+APPROXES = ("diagonal", "full")
 
 
 def fit_curvature(
@@ -99,8 +101,8 @@ def fit_curvature(
         rows: the rows that it was trained on.
         approx: `diagonal` or `full`.
     """
-    if approx not in GGN:
-        raise ValueError(f"Unknown laplace.approx {approx!r}. Choose one of {sorted(GGN)}.")
+    if approx not in APPROXES:
+        raise ValueError(f"Unknown laplace.approx {approx!r}. Choose one of {list(APPROXES)}.")
     if not len(rows):
         raise ValueError("Cannot fit a posterior: the training pack has no rows. Materialise its split first.")
     weights = last_layer_weights(head, target_layer=target_layer)
@@ -117,8 +119,7 @@ def fit_curvature(
         device=device,
         progress=progress,
     ):
-        hessian += GGN[approx](each.features, each.logits)
-        scores[image_of_row[each.row]] += row_score(each.features, each.logits, each.masks)
+        add_row(each, hessian, scores[image_of_row[each.row]])
         nll += binary_nll(each.logits, each.masks).sum(dtype=torch.float64)
         n_pixels += each.masks.numel()
     return Curvature(
@@ -132,6 +133,18 @@ def fit_curvature(
         target_layer=target_layer,
         approx=approx,
     )
+
+
+def add_row(each: RowPass, hessian: Tensor, score: Tensor) -> None:
+    """Add what `ggn_diagonal` (P,) or `ggn_full` (P, P), and `row_score` (P,), say of a row, in one pass over it."""
+    weights = bernoulli_variance(each.logits).flatten().double()
+    errors = residuals(each.logits, each.masks).flatten().double()
+    chunks = (torch.split(whole, CHUNK_PIXELS) for whole in (pixel_features(each.features), weights, errors))
+    for pixels, weight, error in zip(*chunks, strict=True):
+        J = pixels.new_ones(len(pixels), pixels.shape[1] + 1, dtype=torch.float64)
+        J[:, :-1] = pixels
+        score += error @ J
+        hessian += weight @ J.square() if hessian.ndim == 1 else (J * weight[:, None]).T @ J
 
 
 def score_covariance(scores: Tensor) -> Tensor:

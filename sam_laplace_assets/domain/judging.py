@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sam_laplace_assets.domain.calibration import NoScale, Scale
 from sam_laplace_assets.domain.curvature import Curvature, spectrum
 from sam_laplace_assets.domain.finite import refuse_not_finite
-from sam_laplace_assets.domain.last_layer import RowPass, jacobian, row_passes
+from sam_laplace_assets.domain.last_layer import RowPass, pixel_features, row_passes
 from sam_laplace_assets.domain.metrics import binary_nll
 from sam_laplace_assets.domain.pack import Progress, Rows
 from sam_laplace_assets.domain.posterior import refuse_foreign
@@ -18,7 +18,7 @@ from sam_laplace_assets.domain.predictive import probit_logits
 from sam_laplace_assets.domain.quantities import quantities
 from sam_laplace_assets.domain.scaling import PredictiveHistogram, anchored
 
-CHUNK_PIXELS = 16_384
+CHUNK_PIXELS = 8192
 WIDE = 15
 """Bins of the ECE."""
 INFORMATION_PIXELS, INFORMATION_SEED = 256, 0
@@ -30,11 +30,11 @@ class Form:
     """Posteriors of one curvature, at one temperature or several.
 
     Attributes:
-        basis: (P, P) eigenvectors of H in columns.
+        basis: (P, P) eigenvectors of H in columns; None where H is diagonal, and they are the parameters themselves.
         variances: (G, P) float64, those of G posteriors in the directions of the basis.
     """
 
-    basis: Tensor
+    basis: Tensor | None
     variances: Tensor
 
     @classmethod
@@ -42,15 +42,18 @@ class Form:
         """Posteriors with these (temperature, prior precision): variance 1 / (h / T + precision)."""
         eigenvalues, basis = spectrum(curvature.hessian)
         temperatures, precisions = torch.tensor(settings, dtype=torch.float64).T[:, :, None]
-        return cls(basis, 1 / (eigenvalues / temperatures + precisions))
+        variances = 1 / (eigenvalues / temperatures + precisions)
+        return cls(None if curvature.hessian.ndim == 1 else basis, variances)
 
     def to(self, device: torch.device | str) -> "Form":
         """The same on a device."""
-        return Form(self.basis.to(device), self.variances.to(device))
+        return Form(None if self.basis is None else self.basis.to(device), self.variances.to(device))
 
-    def logit_variances(self, J: Tensor) -> Tensor:
-        """(G, n) float64 of pixels with Jacobian (P, n): one matrix product over the same squares for all."""
-        return self.variances @ (self.basis.T @ J).square()
+    def logit_variances(self, pixels: Tensor) -> Tensor:
+        """(G, n) float64 of pixels with features (n, C) float64: one matrix product over the same squares for all."""
+        if self.basis is None:
+            return torch.addmm(self.variances[:, -1:], self.variances[:, :-1], pixels.square().T)
+        return self.variances @ torch.addmm(self.basis[-1], pixels, self.basis[:-1]).square().T
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,13 @@ class _Tally:
         self.details = _DetailTally(n, device=device) if in_detail else None
 
     def add(self, each: RowPass, forms: Sequence[Form]) -> None:
-        logits, masks, J = each.logits.flatten().double(), each.masks.flatten(), jacobian(each.features)
+        logits, masks, pixels = each.logits.flatten().double(), each.masks.flatten(), pixel_features(each.features)
         drawn = _drawn_pixels(each.row, len(logits), device=logits.device)
         if self.details is not None:
-            self.details.add_information(logits[drawn], _all_variances(forms, J[:, drawn]))
-        chunks = zip(*(torch.split(whole, CHUNK_PIXELS, dim=-1) for whole in (logits, masks, J)), strict=True)
-        for mean, truth, jacobians in chunks:
-            variances = _all_variances(forms, jacobians)
+            self.details.add_information(logits[drawn], _all_variances(forms, pixels[drawn]))
+        chunks = zip(*(torch.split(whole, CHUNK_PIXELS) for whole in (logits, masks, pixels)), strict=True)
+        for mean, truth, some in chunks:
+            variances = _all_variances(forms, some)
             probit = probit_logits(mean, variances)
             self.n_pixels += len(mean)
             self.nll += binary_nll(torch.cat([mean[None], probit]), truth).sum(1)
@@ -165,8 +168,10 @@ class _Tally:
         return Judged(map_nll, tuple(nll), scales, details)
 
 
-def _all_variances(forms: Sequence[Form], J: Tensor) -> Tensor:
-    return torch.cat([form.logit_variances(J) for form in forms])
+def _all_variances(forms: Sequence[Form], pixels: Tensor) -> Tensor:
+    """(G, n) float64 under all posteriors, of pixels with features (n, C)."""
+    double = pixels.double()
+    return torch.cat([form.logit_variances(double) for form in forms])
 
 
 def _scale(histogram: PredictiveHistogram, g: int, nll: float) -> Scale | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sam_laplace_assets.domain.last_layer import features_and_logits, jacobian
+from sam_laplace_assets.domain.last_layer import features_and_logits, pixel_features
 from sam_laplace_assets.domain.metrics import binary_nll, row_means
 from sam_laplace_assets.domain.posterior import refuse_foreign
 
@@ -84,9 +84,14 @@ def variance_under(scale: Tensor, features: Tensor) -> Tensor:
         (B, H, W) float32, computed in float64.
     """
     scale, variance = scale.to(features.device), torch.empty_like(features[:, 0], dtype=torch.float32)
-    pixels = torch.split(features.movedim(1, 0).flatten(1), CHUNK_PIXELS, dim=1)
+    pixels = torch.split(pixel_features(features), CHUNK_PIXELS)
     for some, found in zip(pixels, torch.split(variance.view(-1), CHUNK_PIXELS), strict=True):
-        J = jacobian(some[None, :, :, None])
-        whitened = scale[:, None] * J if scale.ndim == 1 else scale.T @ J
-        found[:] = whitened.square().sum(0)
+        found[:] = _squared_norms(scale, some.double())
     return variance
+
+
+def _squared_norms(scale: Tensor, features: Tensor) -> Tensor:
+    """|S^T J|^2 of pixels with features (n, C) float64: (n,)."""
+    if scale.ndim == 1:
+        return torch.addmv(scale[-1].square(), features.square(), scale[:-1].square())
+    return torch.addmm(scale[-1], features, scale[:-1]).square().sum(1)

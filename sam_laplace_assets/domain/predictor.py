@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sam_laplace_assets.domain.finite import refuse_not_finite
 from sam_laplace_assets.domain.geometry import LOW_RES
 from sam_laplace_assets.domain.head import frozen_copy, head_inputs
-from sam_laplace_assets.domain.last_layer import features_and_logits, jacobian
+from sam_laplace_assets.domain.last_layer import features_and_logits, jacobian, quick_layout
 from sam_laplace_assets.domain.posterior import refuse_foreign
 from sam_laplace_assets.domain.predictive import variance_under
 from sam_laplace_assets.domain.quantities import Quantities, quantities
@@ -100,7 +100,7 @@ class Predictor:
     def _items(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (1, C, H, W) and outputs (1, H, W) of the last layer for each item, once all items are checked."""
         self._refuse_unusable(x)
-        inputs = (head_inputs(item, logit_clip=self.logit_clip) for item in torch.split(x, 1))
+        inputs = (quick_layout(head_inputs(item, logit_clip=self.logit_clip)) for item in torch.split(x, 1))
         return (features_and_logits(self.head, one, target_layer=self.weights.target_layer) for one in inputs)
 
     def _refuse_unusable(self, x: Tensor) -> None:

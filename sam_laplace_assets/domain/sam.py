@@ -1,8 +1,10 @@
 """Frozen SAM: one pass of the encoder an image, then what it answers to prompt sets at 256x256."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,37 @@ if TYPE_CHECKING:
     import torch
     from segment_anything.modeling import Sam
 
-SAM_VERSION = "1"
+    from sam_laplace_assets.domain.sam_decoder import ImageSide
+
+SAM_VERSION = "2"  # 1 went through the stock modules: the same but for rounding, which float16 shows in its last bit
+
+Precision = Literal["float32", "bf16"]
+IMAGES_AT_ONCE = 16
+"""Images in one call of the encoder on a GPU at most: a few keep it busy."""
+PROMPT_SETS_AT_ONCE = 256
+"""Prompt sets in one call of the decoder on a GPU at most."""
+TOKENS_AT_ONCE = 4096
+"""Image tokens in one call of the decoder on a CPU, one prompt set's of a full-size SAM: more leave its cache."""
+FREE_SHARE = 0.5
+"""Part of a GPU's free memory that a batch which chooses its own size may take."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image at the size that the encoder takes; to make one needs no model, so threads that read can.
+
+    Attributes:
+        pixels: (3, h, w) uint8 RGB on the CPU, the longest side as long as SAM's input.
+        original_size: (H, W) of the image, in pixels.
+    """
+
+    pixels: "torch.Tensor"
+    original_size: tuple[int, int]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(h, w) of the image in SAM's padded input, in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
 
 
 @dataclass(frozen=True)
@@ -34,24 +66,6 @@ class Embedding:
     def __post_init__(self) -> None:
         if self.features.ndim != 4 or self.features.shape[0] != 1:
             raise ValueError(f"An image embedding is (1, C, h, w), not {tuple(self.features.shape)}: give one image's.")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One image as SAM's encoder takes it, before padding.
-
-    Attributes:
-        pixels: (3, h, w) uint8 RGB on the CPU, resized so that the longest side is that of SAM's input.
-        original_size: (H, W) of the image, in pixels.
-    """
-
-    pixels: "torch.Tensor"
-    original_size: tuple[int, int]
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(h, w) in SAM's padded input, in pixels."""
-        return (self.pixels.shape[1], self.pixels.shape[2])
 
 
 @dataclass(frozen=True)
@@ -81,22 +95,33 @@ class SamAnswer:
 class FrozenSam:
     """A SAM that is asked, never trained.
 
-    Its definition is `SamPredictor`: the same branch, and logits within 0.02 of its full-size ones resized to 256x256.
-    Prompt sets of one size share a call of the decoder, and only the chosen branch is postprocessed. A set answered
-    alone or among others may differ in the last bits of float32.
+    Its definition is `SamPredictor`: in float32 the same branch, where IoUs differ by more than rounding, and logits
+    within 0.02 of its full-size ones resized to 256x256. Which images and prompt sets share a call changes the last
+    bits of float32 only. In bf16 the encoder's weights and activations are bfloat16, and on a GPU the decoder's
+    products too; it is faster where the processor multiplies bfloat16 itself.
 
     Args:
         model: is put into evaluation mode and frozen, where it is.
+        precision: `float32` or `bf16`.
+        compile: whether PyTorch compiles the encoder, on a GPU; takes minutes, once a process.
     """
 
-    def __init__(self, model: "Sam") -> None:
+    def __init__(self, model: "Sam", *, precision: Precision = "float32", compile: bool = False) -> None:
         import torch
         from segment_anything.utils.transforms import ResizeLongestSide
 
+        from sam_laplace_assets.domain.sam_decoder import FastDecoder
+        from sam_laplace_assets.domain.sam_encoder import FastEncoder
+
+        if precision not in get_args(Precision):
+            raise ValueError(f"SAM does not compute in {precision!r}: give one of {', '.join(get_args(Precision))}.")
         self._model = model.eval().requires_grad_(False)
+        self._precision: Precision = precision
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
-        with torch.no_grad():
-            self._dense_pe = model.prompt_encoder.get_dense_pe()
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        self._encoder = FastEncoder(model.image_encoder, dtype=dtype)
+        self._encode = torch.compile(self._encoder) if compile and self.device.type == "cuda" else self._encoder
+        self._decoder = FastDecoder(model)
 
     @property
     def image_size(self) -> int:
@@ -110,120 +135,214 @@ class FrozenSam:
         return device
 
     @property
-    def images_per_batch(self) -> int:
-        """Images in one call of the encoder that suit the device."""
-        return 1
+    def precision(self) -> Precision:
+        """What the encoder computes in."""
+        return self._precision
 
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """An image as the encoder takes it; threads may do this while SAM computes.
+        """An image resized for the encoder, as `SamPredictor.set_image` does it.
 
         Args:
             image: (H, W, 3) uint8 RGB.
         """
         import torch
 
-        self._input_size(image)
-        resized = np.ascontiguousarray(self._transform.apply_image(image).transpose(2, 0, 1))
-        return Prepared(torch.from_numpy(resized), (image.shape[0], image.shape[1]))
+        self._require_image(image)
+        resized = torch.as_tensor(self._transform.apply_image(image)).permute(2, 0, 1).contiguous()
+        return Prepared(resized, (image.shape[0], image.shape[1]))
 
-    def embed(self, image: NDArray[np.uint8]) -> Embedding:
-        """Embedding of one image, (H, W, 3) uint8 RGB."""
-        (embedding,) = self.embed_prepared([self.prepare(image)])
-        return embedding
-
-    def embed_prepared(self, images: Sequence[Prepared]) -> list[Embedding]:
-        """Embeddings of images, in one call of the encoder."""
-        import torch
-
-        if not images:
-            return []
-        with torch.no_grad():
-            padded = torch.stack([self._model.preprocess(one.pixels.to(self.device)) for one in images])
-            features = self._model.image_encoder(padded)
-        return [self.embedding(one, of.original_size) for one, of in zip(features.split(1), images, strict=True)]
-
-    def embedding(self, features: "torch.Tensor", original_size: tuple[int, int]) -> Embedding:
-        """What the encoder said of an image of this size, (1, C, h, w) of any float type, on the model's device."""
-        input_size = self._transform.get_preprocess_shape(*original_size, self.image_size)
-        return Embedding(features.to(self.device).float(), original_size, input_size)
-
-    def _input_size(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+    def _require_image(self, image: NDArray[np.uint8]) -> None:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"SAM takes (H, W, 3) uint8 RGB images, not {image.dtype} of shape {image.shape}.")
-        height, width = self._transform.get_preprocess_shape(*image.shape[:2], self.image_size)
-        if min(height, width) < 1:
+        if min(self._transform.get_preprocess_shape(*image.shape[:2], self.image_size)) < 1:
             raise ValueError(
                 f"An image of {image.shape[0]} x {image.shape[1]} pixels (H x W) is too thin for SAM: at a longest "
                 f"side of {self.image_size} nothing is left of the other. Crop it or drop it."
             )
-        return height, width
 
-    def answer(self, embedding: Embedding, prompt_sets: Sequence[PromptSet], *, max_batch: int = 32) -> list[SamAnswer]:
+    def embed(self, image: NDArray[np.uint8] | Prepared) -> Embedding:
+        """Embedding of one image, that of `SamPredictor.set_image` but for rounding.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or what `prepare` made of it.
+        """
+        (embedding,) = self.embed_batch([image])
+        return embedding
+
+    def embed_batch(
+        self, images: Sequence[NDArray[np.uint8] | Prepared], *, max_batch: int | None = None
+    ) -> list[Embedding]:
+        """Embeddings of images of any sizes, in their order.
+
+        Args:
+            images: each as `embed` takes it.
+            max_batch: images in one call of the encoder at most; by itself one on a CPU, where more gain nothing, and
+                on a GPU as many as take half of its free memory, up to 16.
+        """
+        prepared = [one if isinstance(one, Prepared) else self.prepare(one) for one in images]
+        at_once = max_batch or self._fitting(self._encoder.bytes_per_image(), 1, IMAGES_AT_ONCE)
+        batches = [prepared[start : start + at_once] for start in range(0, len(prepared), at_once)]
+        return [embedding for batch in batches for embedding in self._embed_together(batch)]
+
+    def _embed_together(self, batch: Sequence[Prepared]) -> list[Embedding]:
+        import torch
+
+        with torch.no_grad():
+            padded = torch.stack([self._model.preprocess(one.pixels.to(self.device)) for one in batch])
+            features = torch.split(self._encode(padded), 1)
+        return [Embedding(own, one.original_size, one.input_size) for own, one in zip(features, batch, strict=True)]
+
+    def embedding(self, features: "torch.Tensor", original_size: tuple[int, int]) -> Embedding:
+        """What the encoder said earlier of an image of this size: (1, C, h, w) of any float type, on any device."""
+        input_size = self._transform.get_preprocess_shape(*original_size, self.image_size)
+        return Embedding(features.to(self.device).float(), original_size, input_size)
+
+    def _fitting(self, bytes_each: int, on_cpu: int, most: int) -> int:
+        """How many of something to compute at once: a number on a CPU, what free memory allows on a GPU."""
+        import torch
+
+        if self.device.type != "cuda":
+            return on_cpu
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] + unused
+        return max(1, min(most, int(FREE_SHARE * free) // bytes_each))
+
+    def answer(
+        self, embedding: Embedding, prompt_sets: Sequence[PromptSet], *, max_batch: int | None = None
+    ) -> list[SamAnswer]:
         """What SAM says to each prompt set, in their order.
 
         Args:
             embedding: of the image that the points lie on.
             prompt_sets: any number; only their points count.
-            max_batch: prompt sets in one call of the decoder at most, for memory's sake.
+            max_batch: as in `answer_many`.
         """
-        for prompt_set in prompt_sets:
-            _require_inside(prompt_set, embedding.original_size)
-        answers: dict[int, SamAnswer] = {}
-        for batch in _batches(prompt_sets, max_batch):
-            answers |= zip(batch, self._answer_batch(embedding, [prompt_sets[i] for i in batch]), strict=True)
-        return [answers[i] for i in range(len(prompt_sets))]
+        (answers,) = self.answer_many([(embedding, prompt_sets)], max_batch=max_batch)
+        return answers
 
     def answer_many(
         self, asked: Sequence[tuple[Embedding, Sequence[PromptSet]]], *, max_batch: int | None = None
     ) -> list[list[SamAnswer]]:
-        """What SAM says to the prompt sets of several images."""
-        return [self.answer(embedding, prompt_sets, max_batch=max_batch or 32) for embedding, prompt_sets in asked]
+        """What SAM says to each prompt set of several images, in their order.
 
-    def _answer_batch(self, embedding: Embedding, prompt_sets: Sequence[PromptSet]) -> list[SamAnswer]:
-        """Answers to prompt sets of one number of points."""
-        low_res, ious = self._decode(embedding, prompt_sets)
-        predicted = ious.cpu().numpy()
-        branches = predicted.argmax(axis=1)
-        logits = self._postprocess(low_res[range(len(prompt_sets)), branches.tolist()], embedding)
+        Args:
+            asked: embeddings of images with the prompt sets on each.
+            max_batch: prompt sets in one call of the decoder at most; by itself as many as a CPU's cache holds (one of
+                a full-size SAM), and on a GPU as many as take half of its free memory, up to 256.
+        """
+        for embedding, prompt_sets in asked:
+            for prompt_set in prompt_sets:
+                _require_inside(prompt_set, embedding.original_size)
+        questions = [_Question(image, one) for image, (_, sets) in enumerate(asked) for one in sets]
+        embeddings = [embedding for embedding, _ in asked]
+        answers: list[list[SamAnswer]] = [[] for _ in asked]
+        for question, answer in zip(questions, self._answers(embeddings, questions, max_batch), strict=True):
+            answers[question.image].append(answer)
+        return answers
+
+    def _answers(
+        self, embeddings: Sequence[Embedding], questions: "Sequence[_Question]", max_batch: int | None
+    ) -> list[SamAnswer]:
+        """Answers in order; what prompt sets of an image share is kept until the next image."""
+        import torch
+
+        on_cpu = max(1, TOKENS_AT_ONCE // self._decoder.image_tokens)
+        at_once = max_batch or self._fitting(self._decoder.bytes_per_prompt_set(), on_cpu, PROMPT_SETS_AT_ONCE)
+        in_bf16 = self.device.type == "cuda" and self.precision == "bf16"
+        sides: dict[int, ImageSide] = {}
+        answers: list[SamAnswer] = []
+        for start in range(0, len(questions), at_once):
+            batch = questions[start : start + at_once]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bf16):
+                sides = {
+                    image: sides.get(image) or self._decoder.image_side(embeddings[image].features)
+                    for image in dict.fromkeys(question.image for question in batch)
+                }
+                answers += self._answer_together(embeddings, sides, batch)
+        return answers
+
+    def _answer_together(
+        self, embeddings: Sequence[Embedding], sides: "dict[int, ImageSide]", batch: "Sequence[_Question]"
+    ) -> list[SamAnswer]:
+        """Answers to prompt sets in one call of the decoder, those of an image one after another."""
+        import torch
+
+        resampling = {image: self._resampling(embeddings[image]) for image in sides}
+        counts = list(Counter(question.image for question in batch).values())
+        decoded = self._decoder(
+            list(sides.values()), counts, *self._points(embeddings, batch),
+            rows=max(one.token_rows for one in resampling.values()),
+            columns=max(one.token_columns for one in resampling.values()),
+        )  # fmt: skip
+        resampled = map(_Resampling.apply, resampling.values(), torch.split(decoded.logits, counts))
+        logits = [one for of_image in resampled for one in of_image.cpu().numpy()]
         return [
             SamAnswer(one, int(branch), tuple(float(iou) for iou in row))
-            for one, branch, row in zip(logits, branches, predicted, strict=True)
+            for one, branch, row in zip(logits, decoded.branches, decoded.ious, strict=True)
         ]
 
-    def _decode(self, embedding: Embedding, prompt_sets: Sequence[PromptSet]) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Mask logits (B, 3, h, w) and predicted IoUs (B, 3) of the three branches, for B prompt sets."""
+    def _points(
+        self, embeddings: Sequence[Embedding], batch: "Sequence[_Question]"
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """(B, K, 2) float32 points in SAM's input and (B, K) labels, padded to the longest set with label -1."""
         import torch
 
-        coords = np.array([(*one.pos, *one.neg) for one in prompt_sets])
-        coords = self._transform.apply_coords(coords, embedding.original_size)
-        labels = np.array([[1] * len(one.pos) + [0] * len(one.neg) for one in prompt_sets])
-        points = (
-            torch.as_tensor(coords, dtype=torch.float, device=self.device),
-            torch.as_tensor(labels, dtype=torch.int, device=self.device),
-        )
-        with torch.no_grad():
-            sparse, dense = self._model.prompt_encoder(points=points, boxes=None, masks=None)
-            low_res, ious = self._model.mask_decoder(
-                image_embeddings=embedding.features,
-                image_pe=self._dense_pe,
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=True,
-            )
-        return low_res, ious
+        longest = max(len(one.pos) + len(one.neg) for _, one in batch)
+        coords, labels = torch.zeros(len(batch), longest, 2), torch.full((len(batch), longest), -1, dtype=torch.int)
+        for place, (image, one) in enumerate(batch):
+            points = np.array([*one.pos, *one.neg])
+            scaled = self._transform.apply_coords(points, embeddings[image].original_size)
+            coords[place, : len(points)] = torch.as_tensor(scaled, dtype=torch.float)
+            labels[place, : len(points)] = torch.tensor([1] * len(one.pos) + [0] * len(one.neg))
+        return coords, labels
 
-    def _postprocess(self, low_res: "torch.Tensor", embedding: Embedding) -> NDArray[np.float16]:
-        """(B, h, w) logits of the decoder as (B, 256, 256) float16 logits over the original image."""
+    def _resampling(self, embedding: Embedding) -> "_Resampling":
+        tokens = embedding.features.shape[-1]
+        return _resampling(self.device, tokens, self.image_size, embedding.input_size, embedding.original_size)
+
+
+class _Question(NamedTuple):
+    """A prompt set, and the place of the embedding it is about."""
+
+    image: int
+    prompt_set: PromptSet
+
+
+@dataclass(frozen=True)
+class _Resampling:
+    """How the decoder's logits of one image become those at 256x256.
+
+    Attributes:
+        to_rows, to_columns: (256, low-res side) matrices, float32, on the model's device.
+        token_rows, token_columns: image tokens, from the top left, whose logits the matrices do not multiply by zero.
+    """
+
+    to_rows: "torch.Tensor"
+    to_columns: "torch.Tensor"
+    token_rows: int
+    token_columns: int
+
+    def apply(self, logits: "torch.Tensor") -> "torch.Tensor":
+        """(B, h, w) logits as (B, 256, 256) float16 over the original image; beyond h and w they count for nothing."""
         import torch
 
-        to_rows, to_columns = resampling_matrices(
-            low_res=low_res.shape[-1],
-            image_size=self.image_size,
-            input_size=embedding.input_size,
-            original_size=embedding.original_size,
-        )
-        logits = to_rows.to(low_res.device) @ low_res @ to_columns.to(low_res.device).T
-        return logits.to(torch.float16).cpu().numpy()
+        to_rows, to_columns = self.to_rows[:, : logits.shape[1]], self.to_columns[:, : logits.shape[2]]
+        with torch.autocast(logits.device.type, enabled=False):
+            return (to_rows @ logits.float() @ to_columns.T).to(torch.float16)
+
+
+@lru_cache(maxsize=256)
+def _resampling(
+    device: "torch.device", tokens: int, image_size: int, input_size: tuple[int, int], original_size: tuple[int, int]
+) -> _Resampling:
+    """Matrices of one size of image, and how many of `tokens` a side they use."""
+    from sam_laplace_assets.domain.sam_decoder import UPSCALING
+
+    matrices = resampling_matrices(
+        low_res=UPSCALING * tokens, image_size=image_size, input_size=input_size, original_size=original_size
+    )
+    used = [int(matrix.any(0).nonzero().max()) // UPSCALING + 1 for matrix in matrices]
+    return _Resampling(matrices[0].to(device), matrices[1].to(device), *used)
 
 
 def _require_inside(prompt_set: PromptSet, original_size: tuple[int, int]) -> None:
@@ -234,13 +353,3 @@ def _require_inside(prompt_set: PromptSet, original_size: tuple[int, int]) -> No
             f"Prompt set {prompt_set.promptset_id} has points outside an image of {height} x {width} pixels (H x W), "
             f"such as (x, y) = {outside[0]}: draw its prompts again."
         )
-
-
-def _batches(prompt_sets: Sequence[PromptSet], max_batch: int) -> Iterator[list[int]]:
-    """Places of prompt sets with equally many points, `max_batch` at a time: padding would change the answers."""
-    by_points: dict[int, list[int]] = {}
-    for place, one in enumerate(prompt_sets):
-        by_points.setdefault(len(one.pos) + len(one.neg), []).append(place)
-    for places in by_points.values():
-        for start in range(0, len(places), max_batch):
-            yield places[start : start + max_batch]

@@ -4,7 +4,7 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam_laplace_assets.domain.sam import FrozenSam
+from sam_laplace_assets.domain.sam import FrozenSam, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,9 @@ def build_model(model_type: str) -> "Sam":
 
 
 def load_frozen_sam(
-    model_type: str, checkpoint: Path, *, device: "str | torch.device", precision: str = "float32"
-) -> FrozenSam:
+    model_type: str, checkpoint: Path, *, device: "str | torch.device", precision: Precision = "float32",
+    compile: bool = False,
+) -> FrozenSam:  # fmt: skip
     """SAM with the weights of a checkpoint, as float32.
 
     The model is laid out without memory first, so that no random weights are drawn only to be replaced.
@@ -66,6 +67,8 @@ def load_frozen_sam(
         model_type: one of `MODEL_TYPES`.
         checkpoint: a state dict saved by PyTorch, in any float precision.
         device: where it shall compute: what `resolve_device` takes, or a PyTorch device.
+        precision: what it shall compute in, as in `FrozenSam`.
+        compile: whether PyTorch compiles the encoder, as in `FrozenSam`.
 
     Raises:
         CheckpointRefused: the file is absent, unreadable, more than plain weights, or of another model.
@@ -78,7 +81,7 @@ def load_frozen_sam(
     weights = read_weights(checkpoint)
     _require_fit(weights, model.state_dict(), model_type, checkpoint)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
-    return FrozenSam(model.to(target))
+    return FrozenSam(model.to(target), precision=precision, compile=compile)
 
 
 def read_weights(checkpoint: Path) -> "dict[str, torch.Tensor]":

@@ -62,8 +62,18 @@ class SamModel:
 
     @property
     def images_per_batch(self) -> int:
-        """Images in one call of the encoder."""
-        return self.settings.images_per_batch or self.frozen.images_per_batch
+        """Images that are read and asked about together: one on a CPU, where more gain nothing."""
+        from sam_laplace_assets.domain.sam import IMAGES_AT_ONCE
+
+        return self.settings.images_per_batch or (IMAGES_AT_ONCE if self.frozen.device.type == "cuda" else 1)
+
+    @property
+    def prompt_sets_per_batch(self) -> int | None:
+        """Prompt sets in one call of the decoder; None lets the GPU's memory choose.
+
+        On a CPU they are asked one by one, so that no bit of an answer depends on which others were missing.
+        """
+        return self.settings.prompt_sets_per_batch or (None if self.frozen.device.type == "cuda" else 1)
 
     @property
     def io_threads(self) -> int:

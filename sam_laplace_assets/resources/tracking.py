@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pandas as pd
 
 from sam_laplace_assets.domain.plan import Registered, Report
 from sam_laplace_assets.settings import MlflowSettings, Settings
@@ -117,6 +116,8 @@ class TrackedRun:
             client.log_batch(self.run_id, metrics=metrics, params=params)
 
     def _log_files(self, client: "MlflowClient", report: Report, step: int | None) -> None:
+        import pandas as pd
+
         suffix = "" if step is None else f"_{step:04d}"
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

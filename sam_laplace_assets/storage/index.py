@@ -7,14 +7,16 @@ The columns of `SCHEMA`. `logits_256_path`, `pos_map_path` and `neg_map_path` ar
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 
 from sam_laplace_assets.domain.plan import Item, Record
 from sam_laplace_assets.storage import tables
 from sam_laplace_assets.storage.store import NotMade, OneItemStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = 2
 PART = "table"
@@ -36,7 +38,7 @@ class TrainingIndex:
     """The rows of one split, and the roots that their paths are relative to."""
 
     split: str
-    frame: pd.DataFrame
+    frame: "pd.DataFrame"
     masks_root: Path
     project_root: Path
     complete: bool
@@ -60,7 +62,7 @@ class IndexStore(OneItemStore):
         record = Record({PART: note["provenance"]}, {PART: note["data_version"]}, note["summary"])
         return {item.key: record for item in items}
 
-    def write(self, item: Item, parts: frozenset[str], value: pd.DataFrame) -> Record:
+    def write(self, item: Item, parts: frozenset[str], value: pa.Table) -> Record:
         """Write the table; the item's source is the digest over its rows and whether these are all."""
         rows_digest, complete = item.source
         summary = summarise(value)
@@ -70,13 +72,15 @@ class IndexStore(OneItemStore):
         return Record(item.parts, {PART: rows_digest}, summary)
 
 
-def summarise(frame: pd.DataFrame) -> dict[str, float]:
+def summarise(table: pa.Table) -> dict[str, float]:
     """Rows, unique samples and mean numbers of pairs, positive and negative points."""
-    means = {f"mean_{name}": round(float(frame[name].mean()) if len(frame) else 0.0, 3) for name in NUMBERS}
-    return {"rows": len(frame), "samples": int(frame["safe_id"].nunique()), **means}
+    import pyarrow.compute as pc
+
+    means = {f"mean_{name}": round(pc.mean(table[name]).as_py() or 0.0, 3) for name in NUMBERS}
+    return {"rows": len(table), "samples": pc.count_distinct(table["safe_id"]).as_py(), **means}
 
 
-def read_index(stem: Path, table_format: tables.Format, *, split: str) -> tuple[pd.DataFrame, bool]:
+def read_index(stem: Path, table_format: tables.Format, *, split: str) -> "tuple[pd.DataFrame, bool]":
     """The rows of a split's index, and whether they are all of them.
 
     Raises:

@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sam_laplace_assets.storage import files
 
 VERSION = 1
@@ -84,6 +82,8 @@ class Lease:
         return _facts(_read(self.path) or "").get("token") == self.token
 
     def _text(self) -> str:
+        import psutil
+
         process = psutil.Process()
         said = {"format": "lease", "version": VERSION, "token": self.token, "holder": self.holder,
                 "host": socket.gethostname(), "process": process.pid, "born": process.create_time(),
@@ -163,6 +163,8 @@ def _is_dead(facts: dict[str, Any]) -> bool:
     """Whether the holder was a process of this machine that is gone; of others it cannot be told."""
     if facts.get("host") != socket.gethostname():
         return False
+    import psutil
+
     try:
         process = psutil.Process(int(facts["process"]))
         same = abs(process.create_time() - float(facts["born"])) < SECONDS_OF_ROUNDING

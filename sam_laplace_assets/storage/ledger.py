@@ -17,22 +17,79 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from sam_laplace_assets.domain.plan import Record
 from sam_laplace_assets.storage import tables
 
 VERSION = 1
-SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "signature", "parts", "contents", "summary")])
+FACTS = ("parts", "contents", "summary")
+SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "signature", *FACTS)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """An item's record, and the signature of its files when that was read."""
 
     signature: str
     record: Record
+
+
+class Block:
+    """Rows of a ledger as they were read: JSON, of which one row at a time is decoded."""
+
+    __slots__ = ("_columns", "_last")
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._columns = {name: batch.column(name) for name in FACTS}
+        self._last: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def text(self, name: str, at: int) -> str:
+        """A fact of a row as it lies on disk."""
+        return str(self._columns[name][at].as_py())
+
+    def value(self, name: str, at: int) -> dict[str, Any]:
+        """A fact of a row; the last one of each kind is kept, since a row is asked for it many times in a run."""
+        row, value = self._last.get(name, (-1, {}))
+        if row != at:
+            value = json.loads(self.text(name, at))
+            self._last[name] = (at, value)
+        return value
+
+
+class StoredRecord(Record):
+    """A record whose facts are decoded when they are asked for: a million of them fit into memory."""
+
+    __slots__ = ("at", "block")
+    block: Block
+    at: int
+
+    def __init__(self, block: Block, at: int) -> None:
+        object.__setattr__(self, "block", block)
+        object.__setattr__(self, "at", at)
+
+    @property
+    def parts(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Part -> digest of the provenance it was made with."""
+        return self.block.value("parts", self.at)
+
+    @property
+    def contents(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Part -> digest of what it holds."""
+        return self.block.value("contents", self.at)
+
+    @property
+    def summary(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Facts that the next asset needs."""
+        return self.block.value("summary", self.at)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and all(getattr(self, name) == getattr(other, name) for name in FACTS)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(Record(self.parts, self.contents, self.summary))
 
 
 @dataclass
@@ -55,14 +112,18 @@ class Ledger:
 
     def save(self) -> None:
         """Put the ledger on disk."""
-        frame = pd.DataFrame(self._rows(), columns=SCHEMA.names)
         note = {"format": "ledger", "version": VERSION, "complete": self.complete, "data_version": self.data_version}
-        tables.write_table(self.path, frame, SCHEMA, note)
+        tables.write_batches(self.path, tables.batches_of(self._rows(), SCHEMA), SCHEMA, note)
 
-    def _rows(self) -> Iterator[tuple[str, str, str, str, str]]:
-        for key, entry in self.entries.items():
-            record = entry.record
-            yield key, entry.signature, _dump(record.parts), _dump(record.contents), _dump(record.summary)
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        return ((key, entry.signature, *_texts(entry.record)) for key, entry in self.entries.items())
+
+
+def _texts(record: Record) -> tuple[str, ...]:
+    """The facts of a record as JSON; those that were not decoded need not be encoded."""
+    if isinstance(record, StoredRecord):
+        return tuple(record.block.text(name, record.at) for name in FACTS)
+    return tuple(_dump(getattr(record, name)) for name in FACTS)
 
 
 def _dump(value: Mapping[str, Any]) -> str:
@@ -70,10 +131,21 @@ def _dump(value: Mapping[str, Any]) -> str:
 
 
 def _entries(path: Path) -> dict[str, Entry]:
-    frame = tables.read_table(path, SCHEMA)
-    rows = zip(*(frame[name] for name in SCHEMA.names), strict=True)
-    return dict(_entry(*row) for row in rows)
+    """Key -> entry. Raises `ValueError` if a row cannot be one."""
+    return dict(entry for batch in _batches(path) for entry in _entries_of(batch))
 
 
-def _entry(key: str, signature: str, parts: str, contents: str, summary: str) -> tuple[str, Entry]:
-    return key, Entry(signature or "", Record(json.loads(parts), json.loads(contents), json.loads(summary)))
+def _batches(path: Path) -> list[pa.RecordBatch]:
+    import pyarrow.compute as pc
+
+    table = tables.read_arrow(path, SCHEMA)
+    for name in FACTS:  # whole pages carry checksums; this is against what never was a ledger
+        if not pc.all(pc.match_like(table[name], "{%}"), min_count=0).as_py():
+            raise ValueError(f"{path} has rows whose {name} are no JSON object.")
+    return list(table.to_batches(max_chunksize=tables.BLOCK))
+
+
+def _entries_of(batch: pa.RecordBatch) -> Iterator[tuple[str, Entry]]:
+    block, keys, signatures = Block(batch), batch.column("key").to_pylist(), batch.column("signature").to_pylist()
+    for at, (key, signature) in enumerate(zip(keys, signatures, strict=True)):
+        yield key, Entry(signature or "", StoredRecord(block, at))

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from sam_laplace_assets.domain.manifest import safe_id
-from sam_laplace_assets.domain.plan import Course, Plan, Record, digest
+from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, digest_of_all
 from sam_laplace_assets.storage import images, tables
 from sam_laplace_assets.storage.store import NotMade, RowStore
 
@@ -33,6 +32,43 @@ SCHEMA = pa.schema(
 )  # fmt: skip
 ASSIGNMENTS = pa.schema([(name, pa.string()) for name in ("sample_id", "split", "image_digest")])
 Row = Mapping[str, Any]
+NOTHING: Row = {}
+
+
+class Rows(Sequence[Row]):
+    """Rows of a manifest as its table holds them: a tenth of what they take as dicts, made when they are asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        return {name: column[at].as_py() for name, column in zip(SCHEMA.names, self.table.columns, strict=True)}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return tables.rows_of(self.table)
+
+    def valid(self, split: str | None = None) -> "Rows":
+        """Those that are samples; of one split if it is named."""
+        import pyarrow.compute as pc
+
+        wanted = pc.equal(self.table["valid"], True)
+        if split is not None:
+            wanted = pc.and_(wanted, pc.equal(self.table["split"], split))
+        return Rows(self.table.filter(wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class RowOf:
+    """One of many rows, not yet made."""
+
+    rows: Rows
+    at: int
 
 
 @dataclass(frozen=True)
@@ -129,13 +165,13 @@ class Manifest(Sequence[Sample]):
 class AllSamples:
     """Every file that was found below the base roots, as rows; valid ones have a split."""
 
-    rows: Sequence[Row]
+    rows: Rows
     complete: bool
 
     @classmethod
     def open(cls, place: Place) -> "AllSamples":
         """The table. Raises `NotMade`."""
-        return cls(read_rows(place, "all_samples"), is_complete(place, "all_samples"))
+        return cls(Rows(read_manifest(place, "all_samples")), is_complete(place, "all_samples"))
 
 
 @dataclass(frozen=True)
@@ -161,6 +197,12 @@ class ManifestStore(RowStore):
         """The table that an item is a row of."""
         return self._place.table(self._name)
 
+    def write(self, item: Item, parts: frozenset[str], value: Row | RowOf) -> Record:
+        """Take a row into the ledger; of one that the plan has anyway, only its digest."""
+        if isinstance(value, RowOf):
+            return self._remember(item.key, "", Record(item.parts, item.parts, NOTHING))
+        return super().write(item, parts, value)
+
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
         """Write the table, the remembered splits first."""
         kept = read_assignments(self._place)
@@ -168,9 +210,9 @@ class ManifestStore(RowStore):
         whole = tables.read_note(self._place.assignments, version=VERSION) is not None
         if splits != kept or (kept and not whole):
             write_assignments(self._place, splits)
-        version = digest(rows)
+        version = digest_of_all(rows)
         note = {"format": "manifest", "version": VERSION, "complete": complete, "data_version": version}
-        tables.write_table(self._place.table(self._name), pd.DataFrame(rows, columns=SCHEMA.names), SCHEMA, note)
+        tables.write_table(self._place.table(self._name), rows.table, SCHEMA, note)
         super().finish(plan, records, complete=complete)
         return version
 
@@ -183,19 +225,38 @@ class ManifestStore(RowStore):
             rows, _ = _assigned(plan, records, read_assignments(self._place))
         except ValueError:  # a run will say what
             return False
-        return bool(digest(rows) == note["data_version"])
+        return bool(digest_of_all(rows) == note["data_version"])
 
 
-def _assigned(
-    plan: Plan | Course, records: Mapping[str, Record], kept: Assignments
-) -> tuple[Sequence[Row], Assignments]:
+def _assigned(plan: Plan | Course, records: Mapping[str, Record], kept: Assignments) -> tuple[Rows, Assignments]:
     """The table's rows in order, and the splits to be remembered."""
-    rows: Sequence[Row] = [records[item.key].summary for item in plan.items if item.key in records]
-    splits = kept
-    if plan.finish is not None:
-        rows, splits = plan.finish(rows, kept)
-    order = ("sample_id", "image_path", "mask_path")
-    return sorted(rows, key=lambda row: [str(row[name]) for name in order]), splits
+    there = [item for item in plan.items if item.key in records]
+    if plan.finish is None:
+        return _in_order(_taken([item.source for item in there])), kept
+    rows, splits = plan.finish([records[item.key].summary for item in there], kept)
+    return _in_order(tables.table_of(rows, SCHEMA)), splits
+
+
+def _taken(sources: Sequence[RowOf]) -> pa.Table:
+    """The rows that a plan has."""
+    if not sources:
+        return SCHEMA.empty_table()
+    return _at(sources[0].rows.table, pa.array([source.at for source in sources]))
+
+
+def _in_order(table: pa.Table) -> Rows:
+    """Rows by their sample and files."""
+    import pyarrow.compute as pc
+
+    names = ("sample_id", "image_path", "mask_path")
+    keys = pa.table({name: pc.fill_null(table[name], "None") for name in names})
+    return Rows(_at(table, pc.sort_indices(keys, [(name, "ascending") for name in names])))
+
+
+def _at(table: pa.Table, numbers: pa.Array) -> pa.Table:
+    """Some rows of a table; the table itself where these are all, in order."""
+    every = np.array_equal(numbers.to_numpy(), np.arange(len(table)))
+    return table if every else table.take(numbers)
 
 
 def read_assignments(place: Place) -> dict[str, Assignment]:
@@ -209,21 +270,20 @@ def read_assignments(place: Place) -> dict[str, Assignment]:
         return {}
     tables.read_note(path, version=VERSION)
     try:
-        frame = tables.read_table(path, ASSIGNMENTS)
+        rows = list(tables.rows_of(tables.read_arrow(path, ASSIGNMENTS)))
     except tables.TableRefused as error:
         raise tables.TableRefused(
             f"{path} is damaged, and with it which split each sample was given. Put a copy of it back; "
             f"without one, delete it, and all splits are drawn anew. ({error.__cause__})"
         ) from error
-    columns = (frame[name].astype(str) for name in ASSIGNMENTS.names)
-    return {key: Assignment(split, held) for key, split, held in zip(*columns, strict=True)}
+    return {row["sample_id"]: Assignment(row["split"], row["image_digest"]) for row in rows}
 
 
 def write_assignments(place: Place, splits: Assignments) -> None:
     """Remember which sample stands in which split."""
     rows = [(key, one.split, one.image_digest) for key, one in sorted(splits.items())]
-    frame = pd.DataFrame(rows, columns=ASSIGNMENTS.names)
-    tables.write_table(place.assignments, frame, ASSIGNMENTS, {"format": "assignments", "version": VERSION})
+    table = pa.Table.from_batches(tables.batches_of(rows, ASSIGNMENTS), ASSIGNMENTS)
+    tables.write_table(place.assignments, table, ASSIGNMENTS, {"format": "assignments", "version": VERSION})
     for path in _places_of_assignments(place)[1:]:
         path.unlink(missing_ok=True)
 
@@ -236,12 +296,17 @@ def _places_of_assignments(place: Place) -> list[Path]:
 
 def open_manifest(place: Place, split: str, *, images_root: Path, masks_root: Path) -> Manifest:
     """The valid samples of a split. Raises `NotMade`."""
-    rows = [row for row in read_rows(place, split) if row["valid"]]
+    rows = Rows(read_manifest(place, split)).valid()
     return Manifest(split, rows, images_root, masks_root, is_complete(place, split))
 
 
 def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
-    """All rows of a manifest, refused ones too.
+    """All rows of a manifest, refused ones too. Raises `NotMade`."""
+    return list(tables.rows_of(read_manifest(place, name)))
+
+
+def read_manifest(place: Place, name: str) -> pa.Table:
+    """The table of a manifest.
 
     Raises:
         NotMade: the manifest was never made.
@@ -249,9 +314,7 @@ def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
     if tables.read_note(place.table(name), version=VERSION) is None:
         asset = "all_samples" if name == "all_samples" else f"manifest[{name}]"
         raise NotMade(f"{place.table(name).name} is not there. Materialise {asset} first.")
-    frame = tables.read_table(place.table(name), SCHEMA).astype(object)
-    rows = frame.where(frame.notna(), None).to_dict("records")
-    return [{str(name): value for name, value in row.items()} for row in rows]
+    return tables.read_arrow(place.table(name), SCHEMA)
 
 
 def is_complete(place: Place, name: str) -> bool:

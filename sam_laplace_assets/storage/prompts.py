@@ -4,6 +4,7 @@ format, version   "prompt_sets", 1
 sample_id         "<class>/<stem>"
 image_h, image_w  size of the image that the points lie on, pixels
 provenance        what the sets were drawn from: mask digest, image size, seed, counts, and the mode if interactive
+                  (of adopted ones: mask digest, image size, and what adopted.py calls points_digest)
 points_digest     of the points of all sets
 prompt_sets       [{promptset_id, k_pairs, pos: [[x, y], ...], neg: [[x, y], ...]}], pixels of the original image
 """

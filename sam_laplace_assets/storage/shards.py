@@ -59,16 +59,20 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.temporary = self.folder / f"{files.TEMPORARY}{uuid.uuid4().hex}"
         self.file = self.stack.enter_context(h5py.File(self.temporary, "w", libver="v110", locking=False))
-        for name, dtype in {**dict.fromkeys(ARRAYS, "float16"), "mask": "uint8"}.items():
-            self.file.create_dataset(
-                name, (0, *SHAPE), dtype, maxshape=(None, *SHAPE), chunks=(1, *SHAPE), fletcher32=True
-            )
+        self.datasets = {name: self._create(name, dtype) for name, dtype in
+                         {**dict.fromkeys(ARRAYS, "float16"), "mask": "uint8"}.items()}  # fmt: skip
+
+    def _create(self, name: str, dtype: str) -> h5py.Dataset:
+        """A dataset to append to; whole chunks are written as they come, so that a cache would only copy them."""
+        return self.file.create_dataset(
+            name, (0, *SHAPE), dtype, maxshape=(None, *SHAPE), chunks=(1, *SHAPE), fletcher32=True, rdcc_nbytes=0
+        )
 
     def add(self, item: Item, sample: PackedSample) -> None:
         """Append a sample and its rows."""
         for name in ARRAYS:
-            append(self.file[name], sample.arrays[name])
-        append(self.file["mask"], sample.mask[None].astype(np.uint8))
+            append(self.datasets[name], sample.arrays[name])
+        append(self.datasets["mask"], sample.mask[None].astype(np.uint8))
         self.keys.append(item.key)
         self.digests.append(item.parts[PART])
         for name in NUMBERS:

@@ -1,19 +1,24 @@
 """Tables with a declared schema, as Parquet or as CSV under the same name."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from sam_laplace_assets.storage import files
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Format = Literal["parquet", "csv"]
 NOTE = b"sam_laplace_assets"
+BLOCK = 1 << 14
+"""Rows that are held as Python values at once."""
 
 
 class TableRefused(ValueError):
@@ -25,13 +30,13 @@ def path_of(stem: Path, table_format: Format) -> Path:
     return stem.with_name(f"{stem.name}.{table_format}")
 
 
-def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema, note: Mapping[str, Any]) -> None:
+def write_table(path: Path, frame: "pd.DataFrame | pa.Table", schema: pa.Schema, note: Mapping[str, Any]) -> None:
     """Put a table at `path` (.parquet or .csv), with a note (format, version, provenance) that travels with it.
 
     The note of a CSV lies beside it, in `<name>.csv.json`, and is written last: it names its table's SHA-256. Pages of
     a Parquet file carry checksums.
     """
-    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+    table = _in_schema(frame, schema)
     if path.suffix == ".csv":
         files.write_set(_csv_files(path, table, note))
         return
@@ -39,9 +44,60 @@ def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema, note: Mappin
         pq.write_table(_noted(table, note), temporary, write_page_checksum=True)
 
 
-def table_files(path: Path, frame: pd.DataFrame, schema: pa.Schema, note: Mapping[str, Any]) -> dict[Path, bytes]:
+def write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema, note: Mapping[str, Any]) -> None:
+    """Put a Parquet table at `path` of which only one batch is in memory at a time."""
+    noted = schema.with_metadata({NOTE: json.dumps(dict(note)).encode()})
+    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, noted, write_page_checksum=True) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def batches_of(rows: Iterable[Sequence[Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Rows, given as values in the order of the columns, a block at a time."""
+    left = iter(rows)
+    while block := list(islice(left, BLOCK)):
+        columns = zip(*block, strict=True)
+        yield pa.record_batch([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)],
+                              schema=schema)  # fmt: skip
+
+
+def table_of(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of rows, of which only a block at a time need be there as Python values."""
+    return pa.Table.from_batches(batches_of(([row[name] for name in schema.names] for row in rows), schema), schema)
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table as dicts, made a block at a time."""
+    for batch in table.to_batches(max_chunksize=BLOCK):
+        columns = [column.to_pylist() for column in batch.columns]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(table.column_names, values, strict=True))
+
+
+def columns_digest(table: pa.Table) -> str:
+    """Digest of a table as JSON, column name -> values, which is never in memory as a whole."""
+    found = hashlib.sha256()
+    for at, name in enumerate(sorted(table.column_names)):
+        found.update(f"{'{,'[at > 0]}{json.dumps(name, ensure_ascii=False)}:[".encode())
+        for number, text in enumerate(_json_blocks(table[name])):
+            found.update(f"{',' if number else ''}{text}".encode())
+        found.update(b"]")
+    found.update(b"}" if table.column_names else b"{}")
+    return found.hexdigest()
+
+
+def _json_blocks(column: pa.ChunkedArray) -> Iterator[str]:
+    """Values of a column as JSON without brackets, a block at a time."""
+    for start in range(0, len(column), BLOCK):
+        values = column.slice(start, BLOCK).to_pylist()
+        yield json.dumps(values, separators=(",", ":"), ensure_ascii=False)[1:-1]
+
+
+def table_files(
+    path: Path, frame: "pd.DataFrame | pa.Table", schema: pa.Schema, note: Mapping[str, Any]
+) -> dict[Path, bytes]:
     """The files that `write_table` would write, as bytes: for tables that appear together with other files."""
-    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+    table = _in_schema(frame, schema)
     if path.suffix == ".csv":
         return _csv_files(path, table, note)
     sink = pa.BufferOutputStream()
@@ -49,11 +105,19 @@ def table_files(path: Path, frame: pd.DataFrame, schema: pa.Schema, note: Mappin
     return {path: sink.getvalue().to_pybytes()}
 
 
+def _in_schema(frame: "pd.DataFrame | pa.Table", schema: pa.Schema) -> pa.Table:
+    if isinstance(frame, pa.Table):
+        return frame.select(schema.names).cast(schema)
+    return pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+
+
 def _noted(table: pa.Table, note: Mapping[str, Any]) -> pa.Table:
     return table.replace_schema_metadata({NOTE: json.dumps(dict(note)).encode()})
 
 
 def _csv_files(path: Path, table: pa.Table, note: Mapping[str, Any]) -> dict[Path, bytes]:
+    import pyarrow.csv
+
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, sink)
     content = sink.getvalue().to_pybytes()
@@ -84,7 +148,13 @@ def _csv_note(path: Path) -> dict[str, Any] | None:
     return note if note["sha256"] == files.file_sha256(path) else None
 
 
-def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
+def read_table(path: Path, schema: pa.Schema) -> "pd.DataFrame":
+    """The table at `path` as a frame, in the types of `schema`. Raises `TableRefused`."""
+    frame: pd.DataFrame = read_arrow(path, schema).to_pandas(integer_object_nulls=True)
+    return frame
+
+
+def read_arrow(path: Path, schema: pa.Schema) -> pa.Table:
     """The table at `path`, in the types of `schema`.
 
     Raises:
@@ -94,14 +164,15 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
         raise TableRefused(f"{path} does not exist. Materialise the asset that writes it first.")
     try:
         table = _read_csv(path, schema) if path.suffix == ".csv" else _read_parquet(path)
-        frame: pd.DataFrame = table.select(schema.names).cast(schema).to_pandas(integer_object_nulls=True)
-        return frame
+        return table.select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError, OSError) as error:
         raise TableRefused(f"{path} is not a table of {schema.names}: {error}. Delete it and make it again.") from error
 
 
 def _read_csv(path: Path, schema: pa.Schema) -> pa.Table:
     """A null is an empty field without quotes; whatever is quoted is a string, "NA" and "" too."""
+    import pyarrow.csv
+
     return pyarrow.csv.read_csv(
         path,
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),

@@ -29,11 +29,11 @@ def samples(project):
 
 
 def without_encoder(monkeypatch):
-    def refuse(self, images):
+    def refuse(self, images, **_):
         assert not images, "the encoder was asked"
         return []
 
-    monkeypatch.setattr(FrozenSam, "embed_prepared", refuse)
+    monkeypatch.setattr(FrozenSam, "embed_batch", refuse)
 
 
 def more_prompts(project, count=4):
@@ -89,7 +89,12 @@ def test_a_damaged_embedding_is_made_again(project):
 def test_an_embedding_of_another_precision_or_checkpoint_is_not_used(project, monkeypatch):
     made(project, cache_embeddings="float32")
     asked = []
-    embed = FrozenSam.embed_prepared
-    monkeypatch.setattr(FrozenSam, "embed_prepared", lambda self, images: asked.extend(images) or embed(self, images))
+    embed = FrozenSam.embed_batch
+
+    def embed_counted(self, images, **more):
+        asked.extend(images)
+        return embed(self, images, **more)
+
+    monkeypatch.setattr(FrozenSam, "embed_batch", embed_counted)
     made(project, precision="bf16")
     assert len(asked) == samples(project)

@@ -1,8 +1,7 @@
 """Measures how near the platform comes to the arithmetic it cannot avoid: `make bench`, or some rows by name.
 
 Each row is a pair timed side by side in one process, ours and a plain reference of this folder, in turns over several
-rounds. results.json and results.md beside this file keep what was measured; a row that is not asked for keeps its last
-figures.
+rounds. results.json, results.md and the README keep what was measured; a row that is not asked for keeps its figures.
 """
 
 import argparse
@@ -20,7 +19,8 @@ from typing import Any
 from sam_laplace_assets_tests.benchmarks.registry import BENCHMARKS
 
 HERE = Path(__file__).parent
-RESULTS, TABLE = HERE / "results.json", HERE / "results.md"
+RESULTS, TABLE, README = HERE / "results.json", HERE / "results.md", HERE.parents[1] / "README.md"
+BEGIN, END = "<!-- what make bench measured -->", "<!-- until here -->"
 LIBRARIES = ("torch", "segment-anything", "laplace-torch", "numpy", "h5py", "dagster", "mlflow")
 
 
@@ -57,8 +57,9 @@ def _measure(name: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def keep(name: str, rows: Sequence[dict[str, Any]], *, results: Path = RESULTS, table: Path = TABLE) -> None:
-    """Put a benchmark's rows in the place of its earlier ones, in both files."""
+def keep(name: str, rows: Sequence[dict[str, Any]], *, results: Path = RESULTS, table: Path = TABLE,
+         readme: Path = README) -> None:  # fmt: skip
+    """Put a benchmark's rows in the place of its earlier ones, in all three files."""
     measured = {"machine": machine(), "versions": {one: version(one) for one in LIBRARIES},
                 "measured": datetime.now(UTC).date().isoformat()}  # fmt: skip
     earlier = json.loads(results.read_text())["rows"] if results.exists() else []
@@ -68,6 +69,8 @@ def keep(name: str, rows: Sequence[dict[str, Any]], *, results: Path = RESULTS, 
     ordered = sorted([*kept, *added], key=lambda row: places.index(row["benchmark"]))
     results.write_text(json.dumps({**measured, "rows": ordered}, indent=2) + "\n")
     table.write_text(markdown(ordered, measured))
+    before, _, rest = readme.read_text().partition(f"{BEGIN}\n")
+    readme.write_text(f"{before}{BEGIN}\n{table.read_text()}{END}{rest.partition(END)[2]}")
 
 
 def machine() -> str:

@@ -1,168 +1,127 @@
-"""The whole SAM stage, files written, against the plain route and against its own arithmetic."""
+"""The whole SAM stage, files written: against the plain route, and against its own arithmetic."""
 
-import itertools
-import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import yaml
+from typing import Any
 
 from sam_laplace_assets_tests.benchmarks.harness import Benchmark, Row, paired
+from sam_laplace_assets_tests.benchmarks.staging import PHOTO, SETS, Stage, demo, difference, photos, tiny
 
-if TYPE_CHECKING:
-    from sam_laplace_assets.domain.prompts import PromptSet
-    from sam_laplace_assets.resources.sam import SamModel
-
-SETS = 10
-SPLIT = "train-bench"
-PHOTO = (1000, 1500)
 PHOTOS = 2
 ROUNDS_OF_PHOTOS = 3
-SIGMA = 8.0
+FEW_AND_MANY = (200, 2000)
 
 
-@dataclass
-class Stage:
-    """Images with masks and prompt sets in a project of their own, ready for sam_cache.
-
-    Attributes:
-        folder: of the project; its settings are put in force.
-        sam: the section of the settings.
-    """
-
-    folder: Path
-    sam: dict[str, Any]
-    counter: "itertools.count[int]" = field(default_factory=itertools.count)
-
-    def __post_init__(self) -> None:
-        from sam_laplace_assets.settings import SETTINGS_VARIABLE
-
-        roots = {name: name.removesuffix("_root") for name in ("images_root", "masks_root", "splits_root")}
-        settings = {"data": {**roots, "project_root": "project"}, "sam": self.sam, "mlflow": {"enabled": False}}
-        settings["prompt_generation"] = {"num_promptsets_train": SETS, "gaussian_sigma": SIGMA}
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
-        os.environ[SETTINGS_VARIABLE] = str(self.folder / "config.yaml")
-
-    def add(self, name: str, image: np.ndarray, mask: np.ndarray) -> None:
-        """Put a sample into the split's folder."""
-        from PIL import Image
-
-        for kind, array, suffix in (("images", image, ".jpg"), ("masks", mask.astype(np.uint8) * 255, ".png")):
-            path = self.folder / "splits" / SPLIT / kind / f"{name}{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(path)
-
-    def prepare(self) -> None:
-        """Make what comes before the SAM stage."""
-        for name in ("manifest", "prompt_sets"):
-            self._make(name)
-
-    def _make(self, name: str) -> None:
-        import dagster as dg
-
-        from sam_laplace_assets.assets.graph import BY_NAME
-        from sam_laplace_assets.freshness import _io_manager, wanted_plan
-        from sam_laplace_assets.settings import load_settings
-        from sam_laplace_assets.storage.materialise import materialise
-        from sam_laplace_assets.storage.project import Project
-
-        settings = load_settings()
-        with dg.DagsterInstance.ephemeral() as instance:
-            plan = wanted_plan(BY_NAME[name], SPLIT, settings, instance, {})
-        store = _io_manager(BY_NAME[name]).store(Project.of(settings), SPLIT)
-        materialise(plan, store, progress=lambda *_: None)
-
-    def model(self) -> "SamModel":
-        """The SAM of the settings, loaded."""
-        from sam_laplace_assets.resources.sam import SamResource
-        from sam_laplace_assets.settings import load_settings
-        from sam_laplace_assets.storage.project import Project
-
-        settings = load_settings()
-        model = SamResource().model(settings.sam, Project.of(settings).checkpoint_digests)
-        assert model.frozen is not None
-        return model
-
-    def run(self, model: "SamModel") -> None:
-        """The stage's own work: plan it, ask SAM, write all files of an empty cache."""
-        from sam_laplace_assets.assets.sam import plan_sam_cache
-        from sam_laplace_assets.settings import load_settings
-        from sam_laplace_assets.storage.materialise import materialise
-        from sam_laplace_assets.storage.sam import SamStore
-
-        settings = load_settings()
-        manifest, prompts = self.views()
-        plan = plan_sam_cache(manifest, prompts, model, settings)
-        outcome = materialise(plan, SamStore(self._empty() / SPLIT), progress=lambda *_: None)
-        assert outcome.made == len(manifest) * SETS
-
-    def _empty(self) -> Path:
-        return self.folder / "caches" / str(next(self.counter))
-
-    def views(self) -> tuple[Any, Any]:
-        """The manifest and the prompt sets."""
-        from sam_laplace_assets.settings import load_settings
-        from sam_laplace_assets.storage.manifest import open_manifest
-        from sam_laplace_assets.storage.project import Project, roots_of
-        from sam_laplace_assets.storage.prompts import Prompts
-
-        settings = load_settings()
-        project, roots = Project.of(settings), roots_of(settings.data, SPLIT)
-        manifest = open_manifest(project.manifests, SPLIT, images_root=roots.images_root, masks_root=roots.masks_root)
-        return manifest, Prompts.open(project.prompt_sets(SPLIT), split=SPLIT)
-
-    def asked(self) -> "list[tuple[np.ndarray, Sequence[PromptSet]]]":
-        """Each image with its prompt sets, as the plain route takes them."""
-        manifest, prompts = self.views()
-        return [(sample.image(), prompts.read(sample.key)) for sample in manifest]
-
-    def plain(self, model: "SamModel") -> Callable[[], None]:
-        """The plain route on the same images, read from their files, too."""
-        from sam_laplace_assets_tests.benchmarks.reference_sam import load_plain, plain_precompute
-
-        sam = load_plain(model.settings.model_type, model.checkpoint)
-        manifest, prompts = self.views()
-        files = [(Path(sample.images_root) / sample.row["image_path"], prompts.read(sample.key)) for sample in manifest]
-        return lambda: plain_precompute(sam, files, self._empty(), sigma=SIGMA)
+def precompute(rounds: int) -> list[Row]:
+    """vit_b at photo size, in float32."""
+    return [_against_plain("sam precompute", min(rounds, ROUNDS_OF_PHOTOS), target=1.45)]
 
 
-def photos(folder: Path, **sam: Any) -> Stage:
-    """Photo-size images and a vit_b whose weights are drawn from a seed."""
-    import torch
-    from segment_anything import sam_model_registry
-
-    torch.manual_seed(0)
-    torch.save(sam_model_registry["vit_b"]().state_dict(), folder / "vit_b.pth")
-    stage = Stage(folder, {"model_type": "vit_b", "checkpoint": "vit_b.pth", "device": "cpu", **sam})
-    for number in range(PHOTOS):
-        stage.add(f"photos/{number}", *_photo(number))
-    stage.prepare()
-    return stage
+def precompute_bf16(rounds: int) -> list[Row]:
+    """The same in bfloat16, where the processor has units for it."""
+    return [_against_plain("sam precompute, bf16", min(rounds, ROUNDS_OF_PHOTOS), target=3.0, precision="bf16")]
 
 
-def _photo(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn photograph: blurred noise in (H, W, 3) uint8 with a bright disc, and the disc."""
-    from scipy.ndimage import gaussian_filter
+def _against_plain(name: str, rounds: int, *, target: float, **sam: Any) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        stage = photos(Path(folder), count=PHOTOS, **sam)
+        model, precision = stage.model(), sam.get("precision", "float32")
+        notes = {} if precision == "float32" else difference(stage.run(model), stage.run(stage.at("float32")))
+        return paired(
+            name, lambda: stage.run(model), stage.plain(model),
+            what=f"sam_cache, vit_b with seeded random weights, {PHOTOS} images of {PHOTO[0]}x{PHOTO[1]}, {SETS} "
+                 f"prompt sets each, files written and synced, CPU, {precision}",
+            against="`SamPredictor`: set_image, predict for each prompt set, resize, `np.save`, float32",
+            target=target, better="higher", rounds=rounds, warmup=0, notes=notes,
+        )  # fmt: skip
 
-    height, width = PHOTO
-    rng = np.random.default_rng(number)
-    noise = gaussian_filter(rng.normal(size=(height, width, 3)), (8, 8, 0))
-    y, x = np.ogrid[:height, :width]
-    disc = np.hypot(y - height * 0.5, x - width * rng.uniform(0.3, 0.7)) < height * 0.2
-    ground = 110 + 40 * noise / noise.std() + 60 * disc[..., None]
-    return ground.clip(0, 255).astype(np.uint8), disc
+
+def kept_embeddings(rounds: int) -> list[Row]:
+    """Other prompts for images whose embedding is kept."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as trained:
+        scenes = demo(Path(trained))
+        notes = difference(scenes.run(model := scenes.model(), embeddings="float16"), scenes.run(model))
+        stage = photos(Path(folder), count=PHOTOS)
+        model = stage.model()
+        stage.run(model, embeddings="float16", folder=stage.cache)
+        return [paired(
+            "sam precompute, embeddings kept", lambda: stage.run(model, embeddings="float16"), lambda: stage.run(model),
+            what=f"sam_cache with `sam.cache_embeddings: float16` and the embeddings there, vit_b, {PHOTOS} images of "
+                 f"{PHOTO[0]}x{PHOTO[1]}, {SETS} prompt sets each, CPU, float32",
+            against="sam_cache without them",
+            target=None, better="higher", rounds=min(rounds, ROUNDS_OF_PHOTOS), warmup=0,
+            notes={f"toy_{name}": value for name, value in notes.items()},
+        )]  # fmt: skip
 
 
-def demo(folder: Path) -> Stage:
-    """The demo's scenes and the toy SAM, on the CPU."""
-    from sam_laplace_assets_tests.benchmarks.findings import scenes
+def own_arithmetic(rounds: int) -> list[Row]:
+    """What the stage adds to the calls of its own encoder and decoder."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = photos(Path(folder), count=PHOTOS)
+        model = stage.model()
+        asked = stage.asked()
 
-    stage = Stage(folder, {"model_type": "toy", "device": "cpu"})
-    for number, one in enumerate(scenes(0, 10)):
-        stage.add(f"scenes/{number:03d}", one.sample.image, one.sample.mask)
-    stage.prepare()
-    return stage
+        def calls() -> None:
+            for image, prompt_sets in asked:
+                model.frozen.answer(model.frozen.embed(image), prompt_sets)
+
+        return [paired(
+            "stage against its own calls", lambda: stage.run(model), calls,
+            what=f"sam_cache, vit_b, {PHOTOS} images of {PHOTO[0]}x{PHOTO[1]}, {SETS} prompt sets each, CPU, float32",
+            against="its own encoder and decoder on images in memory, nothing written",
+            target=1.10, better="lower", rounds=min(rounds, ROUNDS_OF_PHOTOS), warmup=0,
+        )]  # fmt: skip
+
+
+def toy(rounds: int) -> list[Row]:
+    """The toy SAM, where overhead shows."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = demo(Path(folder))
+        model = stage.model()
+        asked = stage.asked()
+        from sam_laplace_assets_tests.benchmarks.reference_sam import bare_loop, load_plain
+
+        plain = load_plain(model.settings.model_type, model.checkpoint)
+        return [paired(
+            "toy sam over scenes", lambda: stage.run(model), lambda: bare_loop(plain, asked),
+            what=f"sam_cache, the toy SAM, {len(asked)} scenes of the demo's kind, {SETS} prompt sets each, CPU",
+            against="a bare loop of its encoder and, for each prompt set, its decoder; no resize, nothing written",
+            target=1.5, better="lower", rounds=rounds,
+        )]  # fmt: skip
+
+
+def memory(rounds: int) -> list[Row]:
+    """Peak memory of many images against few."""
+    peaks = {count: _peak(count) for count in FEW_AND_MANY}
+    few, many = (peaks[count] for count in FEW_AND_MANY)
+    return [Row(
+        "peak memory of sam_cache", f"peak memory of sam_cache of {FEW_AND_MANY[1]:,} images, the toy SAM",
+        f"that of {FEW_AND_MANY[0]} images", many / few, None, None, 1.05, "lower",
+        notes={"few_MiB": round(few / 2**20), "many_MiB": round(many / 2**20)},
+    )]  # fmt: skip
+
+
+def _peak(count: int) -> float:
+    """Bytes of memory that a fresh process had at most, in which sam_cache of so many images was made."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = tiny(Path(folder), count)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            return process.submit(_run_tiny, stage).result()
+
+
+def _run_tiny(stage: Stage) -> float:
+    stage.run(stage.model())
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * float(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "sam-precompute": precompute,
+    "sam-precompute-bf16": precompute_bf16,
+    "sam-embeddings": kept_embeddings,
+    "sam-stage": own_arithmetic,
+    "sam-toy": toy,
+    "sam-memory": memory,
+}

@@ -25,7 +25,8 @@ def test_answers_are_the_stored_arrays_through_the_posterior(read_only):
     assert len(manifest) > 0
     for sample in manifest:
         sets = prompts.read(sample.key)
-        answers = answerer.answer(answerer.embed(sample.image()), sets)
+        embedding = answerer.embed(sample.image())
+        answers = [answerer.answer(embedding, [one])[0] for one in sets]  # together, last bits differ
         for cached, answer in zip(cache.sets(sample.key), answers, strict=True):
             stored = [read_array(cache.folder / cached.path(name), sha256=cached.sha256[name])
                       for name in ("logits_256", "pos_map", "neg_map")]  # fmt: skip

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from sam_laplace_assets.domain import curvature
 from sam_laplace_assets.domain.curvature import (
     fit_curvature,
     ggn_diagonal,
     ggn_full,
     resolve_temperature,
+    row_score,
     score_covariance,
 )
 from sam_laplace_assets.domain.head import head_inputs
@@ -20,6 +22,8 @@ from sam_laplace_assets.domain.last_layer import (
     jacobian,
     last_layer,
     last_layer_weights,
+    pixel_features,
+    quick_layout,
     row_passes,
 )
 from sam_laplace_assets.domain.pack import MemoryRows
@@ -229,3 +233,23 @@ def test_row_passes_are_the_rows_in_their_order():
     assert [each.row for each in passes] == list(range(8))
     assert torch.equal(torch.cat([each.masks for each in passes]), ROWS.masks)
     assert torch.equal(torch.cat([each.inputs for each in passes]), head_inputs(ROWS.inputs, logit_clip=20.0))
+
+
+@pytest.mark.parametrize("approx", ["diagonal", "full"])
+def test_the_pass_over_rows_in_chunks_sums_what_the_formulas_say_of_whole_rows(approx, monkeypatch):
+    monkeypatch.setattr(curvature, "CHUNK_PIXELS", 100)  # of 240
+    found = fit_curvature(HEAD, ROWS, approx=approx, **SETTINGS)
+    features, logits = features_and_logits(HEAD, head_inputs(ROWS.inputs, logit_clip=20.0), target_layer="final_conv")
+    formula = {"diagonal": ggn_diagonal, "full": ggn_full}[approx]
+    torch.testing.assert_close(found.hessian, formula(features, logits), rtol=1e-6, atol=1e-9)
+    per_row = [row_score(features[[i]], logits[[i]], ROWS.masks[[i]]) for i in range(len(ROWS))]
+    scores = torch.stack([torch.stack(per_row)[ROWS.images == image].sum(0) for image in np.unique(ROWS.images)])
+    torch.testing.assert_close(found.score_covariance, score_covariance(scores), rtol=1e-5, atol=1e-7)
+
+
+def test_the_layout_in_which_channels_are_last_says_the_same():
+    x = head_inputs(ROWS.inputs, logit_clip=20.0)
+    features, logits = features_and_logits(HEAD, quick_layout(x), target_layer="final_conv")
+    plain = HEAD(x)[:, 0]
+    torch.testing.assert_close(logits, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pixel_features(features), jacobian(features)[:-1].T.float(), rtol=0, atol=0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam_laplace_assets.domain.pack import batches
+from sam_laplace_assets.domain.pack import READ_AHEAD, batches
 from sam_laplace_assets_tests.domain.some_rows import some_rows
 
 
@@ -63,3 +63,20 @@ def test_a_reader_that_is_left_early_leaves_no_thread_behind():
     next(reading)
     reading.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+def test_no_more_batches_are_in_memory_than_are_read_ahead():
+    rows, read = some_rows(8), []
+
+    class Watched:
+        images = rows.images
+
+        def __len__(self):
+            return len(rows)
+
+        def read(self, chosen):
+            read.append(chosen)
+            return rows.read(chosen)
+
+    for taken, _ in enumerate(batches(Watched(), batch_size=1), start=1):
+        assert len(read) <= taken + READ_AHEAD

@@ -7,6 +7,7 @@ import torch
 
 from sam_laplace_assets.domain.curvature import fit_curvature
 from sam_laplace_assets.domain.head import head_inputs
+from sam_laplace_assets.domain.last_layer import quick_layout
 from sam_laplace_assets.domain.metrics import binary_entropy
 from sam_laplace_assets.domain.posterior import PosteriorRefused, build_laplace
 from sam_laplace_assets.domain.predictive import predict
@@ -67,7 +68,7 @@ def test_a_covariance_predicts_as_the_posterior_that_it_is_of(approx):
 
 
 def test_logits_are_those_that_the_evaluation_scores():
-    predictive = predict(posterior("full"), HEAD, head_inputs(X[:1], logit_clip=20.0))
+    predictive = predict(posterior("full"), HEAD, quick_layout(head_inputs(X[:1], logit_clip=20.0)))
     mean, variance = predictor("full").logits(X[:1])
     assert torch.equal(mean, predictive.mean)
     assert torch.equal(variance, predictive.variance)

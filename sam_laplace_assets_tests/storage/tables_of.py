@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from sam_laplace_assets.domain.plan import Item, Plan, digest
 from sam_laplace_assets.storage import index, panels
@@ -65,10 +66,10 @@ def index_plan(keys: Sequence[str], *, complete: bool = True, work: Any = None) 
     frame = index_frame(keys)
     rows_digest = digest(frame.to_dict("list"))
 
-    def give(item: Item, parts: frozenset[str]) -> pd.DataFrame:
+    def give(item: Item, parts: frozenset[str]) -> pa.Table:
         if work is not None:
             work.made.append((item.key, parts))
-        return frame
+        return pa.Table.from_pandas(frame, schema=index.SCHEMA, preserve_index=False)
 
     item = Item("val", {index.PART: digest([rows_digest, complete])}, (rows_digest, complete))
     return Plan([item], make=give, complete=complete)

@@ -17,6 +17,7 @@ from sam_laplace_assets import storage
 from sam_laplace_assets.domain.plan import Item, Plan
 from sam_laplace_assets.storage import active_prompting, evaluation, predictions, scores, sweep, tables
 from sam_laplace_assets.storage.active_prompting import ClickStore
+from sam_laplace_assets.storage.adopted import Adopted, write_adopted
 from sam_laplace_assets.storage.champion import ChampionStore
 from sam_laplace_assets.storage.embeddings import embedding_bytes
 from sam_laplace_assets.storage.head import HeadStore
@@ -97,6 +98,7 @@ def root(tmp_path_factory):
             layout = Layout(concept.ASSET, concept.TABLES, table_format)
             make(plan, store(project.report(concept.ASSET, "val"), layout))
     make(prompt_plan(), PromptStore(project.prompt_sets("val")))
+    write_adopted(project.prompt_sets("val"), Adopted())
     cache = SamStore(project.sam_cache("val"))
     make(sam_plan(), cache)
     features = embedding_bytes(np.zeros((1, 2, 2, 2), dtype=np.float16), {})

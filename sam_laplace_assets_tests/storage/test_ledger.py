@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_laplace_assets.domain.plan import Record
+from sam_laplace_assets.domain.plan import Item, Record
 from sam_laplace_assets.storage import files, ledger, tables
 from sam_laplace_assets.storage.ledger import Entry, Ledger
 from sam_laplace_assets_tests.storage.fakes import cut, flip
@@ -32,6 +32,27 @@ def test_a_ledger_comes_back_as_it_was_in_its_order(tmp_path_factory, entries, c
     back = Ledger.load(kept.path)
     assert back == kept
     assert list(back.entries) == list(entries)
+
+
+def test_what_was_read_is_written_again_as_it_was_and_decoded_once_in_a_row(tmp_path, monkeypatch):
+    some(tmp_path / "l.parquet", n=5).save()
+    before, loaded = (tmp_path / "l.parquet").read_bytes(), Ledger.load(tmp_path / "l.parquet")
+    decoded = []
+    monkeypatch.setattr(ledger.json, "loads", lambda text: decoded.append(text) or {"part": "a"})
+    loaded.save()
+    assert not decoded
+    assert (tmp_path / "l.parquet").read_bytes() == before
+    assert [loaded.entries[key].record.parts["part"] for key in ("key 1", "key 1", "key 3", "key 1")] == ["a"] * 4
+    assert len(decoded) == 3
+
+
+def test_a_record_that_was_read_serves_as_any_other(tmp_path):
+    some(tmp_path / "l.parquet").save()
+    record = Ledger.load(tmp_path / "l.parquet").entries["key 0"].record
+    assert record == Record({"part": "a"}, {"part": "b"}, {"fact": 1}) != Record({"part": "a"}, {"part": "c"})
+    assert record.lacks(Item("key 0", {"part": "a", "other": "x"})) == {"other"}
+    assert record.of(Item("key 0", {})) == Record({}, {}, {"fact": 1})
+    assert "fact" in repr(record)
 
 
 @pytest.mark.parametrize("harm", [cut, lambda path: flip(path, at=400), lambda path: path.write_bytes(b"")])

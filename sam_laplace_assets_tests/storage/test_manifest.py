@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_laplace_assets.assets.manifest import plan_base_manifest
+from sam_laplace_assets.domain.plan import digest
 from sam_laplace_assets.storage import files, manifest, tables
 from sam_laplace_assets.storage.images import Found, UnreadableFile
 from sam_laplace_assets.storage.manifest import (
@@ -9,6 +11,7 @@ from sam_laplace_assets.storage.manifest import (
     Assignment,
     ManifestStore,
     Place,
+    Rows,
     Sample,
     open_manifest,
     read_assignments,
@@ -165,3 +168,34 @@ def test_the_schema_is_that_of_the_table(place):
     frame = tables.read_table(place.table("all_samples"), manifest.SCHEMA)
     assert list(frame) == manifest.SCHEMA.names
     assert frame["valid"].dtype == np.bool_
+
+
+def test_rows_of_a_table_are_its_rows_one_by_one_and_sliced(place):
+    scan(place)
+    rows, plain = AllSamples.open(place).rows, read_rows(place, "all_samples")
+    assert list(rows) == [rows[at] for at in range(len(rows))] == rows[:] == plain
+    assert rows[-1] == plain[-1]
+    assert list(rows.valid()) == [one for one in plain if one["valid"]]
+    assert list(rows.valid("val")) == [one for one in plain if one["valid"] and one["split"] == "val"]
+    with pytest.raises(IndexError):
+        rows[len(rows)]
+
+
+def test_a_base_manifest_is_made_from_the_rows_of_all_samples_and_only_their_digests_are_remembered(place):
+    scan(place)
+    plan = plan_base_manifest(AllSamples.open(place), "train")
+    made = make(plan, ManifestStore(place, "train"))
+    wanted = [one for one in read_rows(place, "all_samples") if one["split"] == "train"]
+    assert read_rows(place, "train") == wanted
+    assert made.data_version == digest(wanted)
+    again = make(plan_base_manifest(AllSamples.open(place), "train"), ManifestStore(place, "train"))
+    assert (again.made, again.data_version) == (0, made.data_version)
+    assert ManifestStore(place, "train").finished(plan, again.records)
+
+
+def test_a_base_manifest_keeps_the_order_of_its_ids_whatever_that_of_all_samples(place):
+    scan(place)
+    everything = AllSamples.open(place)
+    turned = Rows(everything.rows.table.take(list(range(len(everything.rows)))[::-1]))
+    make(plan_base_manifest(AllSamples(turned, True), "train"), ManifestStore(place, "train"))
+    assert read_rows(place, "train") == [one for one in everything.rows if one["split"] == "train"]

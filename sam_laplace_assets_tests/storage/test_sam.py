@@ -6,7 +6,7 @@ import pytest
 
 from sam_laplace_assets.domain.plan import data_version
 from sam_laplace_assets.storage import files
-from sam_laplace_assets.storage.sam import SamCache, SamStore, ledger_path, read_array
+from sam_laplace_assets.storage.sam import SamCache, SamStore, ledger_path, read_array, read_arrays
 from sam_laplace_assets_tests.storage.fakes import KEYS, Work, cut, flip, holds, make, sam_plan, temporaries
 
 LOGITS, MAPS = "logits_256.npy", ("pos_map.npy", "neg_map.npy")
@@ -48,6 +48,27 @@ def test_arrays_come_back_as_they_were_made(folder):
                 array = read_array(folder / one.path(name), sha256=sha256)
                 np.testing.assert_array_equal(array, output.arrays[name])
     assert not temporaries(folder)
+
+
+def test_many_arrays_are_read_in_their_places_as_each_is_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    stored = [rng.normal(size=(256, 256)).astype(dtype) for dtype in ("<f2", ">f2", "<f2")]
+    stored[2] = np.asfortranarray(stored[2])
+    paths = [tmp_path / f"{number}.npy" for number in range(3)]
+    for path, array in zip(paths, stored, strict=True):
+        np.save(path, array)
+    sha256 = [files.file_sha256(path) for path in paths]
+    alone = [read_array(path, sha256=one) for path, one in zip(paths, sha256, strict=True)]
+    found = read_arrays(paths, sha256=sha256)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, np.stack(alone))
+    np.testing.assert_array_equal(found, np.stack(stored))
+    flip(paths[0])
+    with pytest.raises(ValueError, match=r"0\.npy is damaged: its SHA-256 is"):
+        read_arrays(paths, sha256=sha256)
+    paths[0].unlink()
+    with pytest.raises(ValueError, match=r"0\.npy cannot be read"):
+        read_arrays(paths, sha256=sha256)
 
 
 def test_nothing_is_made_twice(folder):

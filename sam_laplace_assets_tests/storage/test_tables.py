@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sam_laplace_assets.domain.plan import digest
 from sam_laplace_assets.storage import files, tables
 from sam_laplace_assets_tests.storage.fakes import cut, death, flip
 
@@ -43,6 +44,33 @@ def test_csv_and_parquet_hold_the_same_table(tmp_path_factory, rows):
     back = read[0].astype(object).where(read[0].notna(), None)
     if all(row[1] is not None for row in rows):  # else pandas has them as float64
         assert [tuple(row) for row in back.itertuples(index=False)] == rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(ROWS)
+@example(AWKWARD)
+@example([])
+def test_rows_that_go_through_block_by_block_are_the_same_rows(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("tables") / "t.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "BLOCK", 2)
+        tables.write_batches(path, tables.batches_of(rows, SCHEMA), SCHEMA, {"version": 1})
+        dicts = [dict(zip(SCHEMA.names, row, strict=True)) for row in rows]
+        assert tables.read_note(path, version=1) == {"version": 1}
+        assert list(tables.rows_of(tables.read_arrow(path, SCHEMA))) == dicts
+        assert tables.table_of(dicts, SCHEMA).equals(tables.read_arrow(path, SCHEMA))
+
+
+@settings(max_examples=40, deadline=None)
+@given(ROWS)
+@example(AWKWARD)
+@example([])
+def test_the_digest_of_columns_is_that_of_their_json(rows):
+    table = tables.table_of((dict(zip(SCHEMA.names, row, strict=True)) for row in rows), SCHEMA)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "BLOCK", 2)
+        assert tables.columns_digest(table) == digest(table.to_pydict())
+    assert tables.columns_digest(table.select([])) == digest({})
 
 
 @pytest.mark.parametrize("table_format", ["parquet", "csv"])
