@@ -243,7 +243,7 @@ def test_bf16_keeps_the_toys_masks(record_property):
         masks = [[one.logits_256 > 0 for one in pair] for pair in pairs]
         found += [(iou(mine, truth), iou(other, truth), iou(mine, other)) for mine, other in masks]
     of_exact, of_rounded, between = np.mean(found, axis=0)
-    record_property("IoU in float32, in bf16, between them", (of_exact, of_rounded, between))
+    record_property("IoU in float32, in bf16, between them", [float(one) for one in (of_exact, of_rounded, between)])
     assert rounded.embed(picture((64, 64))).features.dtype == torch.float32
     assert abs(of_exact - of_rounded) < 0.005
     assert between > 0.99
