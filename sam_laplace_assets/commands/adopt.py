@@ -187,7 +187,7 @@ def describe(tallies: Sequence[Tally], adoption: Adoption, *, verbose: bool) -> 
     if not adopted:
         yield "There is nothing to adopt that was not adopted before. To make what is missing: sam-laplace run"
     elif adoption.write:
-        yield "What is not adopted is made by: sam-laplace run"
+        yield "What is not adopted, indices and packs are made by: sam-laplace run"
     else:
         yield "Nothing was written. To adopt it, leave out --dry-run."
 
