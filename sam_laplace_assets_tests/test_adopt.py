@@ -233,6 +233,23 @@ def test_gc_finds_nothing_foreign_but_the_originals_runs(project):
     ]
 
 
+def test_in_place_gc_does_not_cost_the_original_a_sample_that_is_gone(project):
+    project.change(data={"project_root": "old"})
+    old = project.folder / "old"
+    name = csv_rows(old / "manifests" / "train.csv")[0]["sample_id"]
+    for root in ("images", "masks"):
+        (gone,) = (project.folder / root).glob(f"{name}.*")
+        gone.unlink()
+    key = name.replace("/", "__")
+    before = hashes(old / "sam_precompute" / "train" / key)
+    assert before
+    adopt(project)
+    project.refresh("train", assets=FIRST)
+    assert CliRunner().invoke(cli, ["gc", "--delete"]).exit_code == 0
+    assert not (old / "sam_precompute" / "train" / key).exists()
+    assert hashes(old / "original" / "sam_precompute" / "train" / key) == before
+
+
 def test_tables_as_csv_do_not_cost_the_originals_manifests(project):
     project.change(data={"project_root": "old"}, storage={"table_format": "csv"})
     before = (project.folder / "old" / "manifests" / "train.csv").read_text()

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import threading
 
 import dagster as dg
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from sam_laplace_assets.domain.sam import FrozenSam
 from sam_laplace_assets.headless import RunFailed
+from sam_laplace_assets.storage.lease import Lease
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets_tests.small_project import BASE, SPLIT_ASSETS, add_sample, count_calls, failure, hashes
 
@@ -309,3 +311,14 @@ def test_the_data_version_is_shown_to_dagster(read_only):
     with read_only.instance() as instance:
         record = instance.get_latest_materialization_event(dg.AssetKey("champion"))
     assert len(record.asset_materialization.tags["dagster/data_version"]) == 64
+
+
+def test_a_run_waits_for_the_one_that_writes_the_partition_and_says_so(project, capfd):
+    lease = Lease(project.paths.lease("prompt_sets", "val"), "run other")
+    assert lease.take()
+    done = threading.Timer(1.5, lease.release)
+    done.start()
+    assert project.materialise("prompt_sets", split="val").success
+    assert done.finished.is_set()
+    assert "prompt_sets[val] is being written by run other" in "".join(capfd.readouterr())
+    assert not lease.path.exists()

@@ -12,7 +12,7 @@ from sam_laplace_assets.assets.manifest import plan_all_samples
 from sam_laplace_assets.commands.adopting import Adoption, PromptsOfSplit, Tally, Tell, in_split
 from sam_laplace_assets.commands.adopting_cache import CacheOfSplit
 from sam_laplace_assets.commands.adopting_logits import Asking
-from sam_laplace_assets.domain.manifest import PARTITION_ROLES
+from sam_laplace_assets.domain.manifest import PARTITION_ROLES, safe_id
 from sam_laplace_assets.domain.plan import lacks, missing
 from sam_laplace_assets.resources.sam import SamModel
 from sam_laplace_assets.settings import Settings, load_settings
@@ -68,6 +68,8 @@ def adopt_project(old: Path, *, ask: int | None, dry_run: bool, verbose: bool, t
             tally, names = in_split(split, given, rows)
             tally.there = sum(name in before for name in names)
             tally.adopted = len(names) - tally.there
+            for name in tally.refused:
+                adoption.keep_sample_aside(split, safe_id(name))
             tallies += [tally, *_adopt_split(adoption, split, [rows[name] for name in names], model, ask)]
     for line in describe(tallies, adoption, verbose=verbose):
         tell(line)

@@ -72,6 +72,11 @@ class Adoption:
         for one in sorted(path.rglob("*")) if path.is_dir() else [path]:
             keep_aside(self.original.root, one)
 
+    def keep_sample_aside(self, split: str, key: str) -> None:
+        """Keep what the next run replaces of a sample that is not adopted, or `gc` takes for ours, being gone."""
+        self.keep_aside("prompt_sets", split, f"{key}.json")
+        self.keep_aside("sam_precompute", split, key)
+
     def counted(self, samples: Sequence[Sample], what: str) -> Iterator[Sample]:
         """The samples, one after another; tells now and then how many are done."""
         told = time.monotonic()
@@ -115,7 +120,7 @@ class PromptsOfSplit:
         self._write(store, [sample for sample in samples if sample.key in taken], recipe, adopted, tally)
         for sample in samples:
             if sample.key not in taken and sample.key not in drawn:
-                self._leave(sample)
+                self.adoption.keep_sample_aside(self.split, sample.key)
         return tally, taken
 
     def _recipe(self) -> Pairs | Clicks:
@@ -152,11 +157,6 @@ class PromptsOfSplit:
                 store.write(item, frozenset(item.parts), sets)
         if wrote:
             store.leave()
-
-    def _leave(self, sample: Sample) -> None:
-        """Keep what the next run replaces of a sample whose points are drawn anew."""
-        self.adoption.keep_aside("prompt_sets", self.split, f"{sample.key}.json")
-        self.adoption.keep_aside("sam_precompute", self.split, sample.key)
 
 
 def records_of(store: FileStore, items: Sequence[Item]) -> tuple[dict[str, Record], dict[str, str]]:
