@@ -108,9 +108,9 @@ def test_files_in_two_splits_and_a_new_split_refresh_these_and_train_once(unatte
     add_sample(project.folder / "splits" / "test-caves", "caves/1", 51)
     for number in range(60, 63):
         add_sample(project.folder, f"discs/{number}", number)
-    encoded = count_calls(monkeypatch, FrozenSam, "embed")
+    encoded = count_calls(monkeypatch, FrozenSam, "prepare")
     made, why = unattended.settle()
-    assert encoded["embed"] == 5
+    assert encoded["prepare"] == 5
     refreshed = {split for split in kept if project.version("hdf5_pack", split) != kept[split]}
     assert made[0] == ["all_samples"]
     assert set(made[1]) == set().union(*(of(split) for split in {*refreshed, "test-caves"}))
@@ -204,7 +204,7 @@ def test_a_pack_that_a_check_refuses_is_not_trained_on(unattended, monkeypatch):
 def test_what_fails_late_in_a_stage_is_asked_for_once(unattended, monkeypatch):
     project = unattended.project
     project.change(prompt_generation={"prompt_seed": 5})
-    monkeypatch.setattr(FrozenSam, "embed", broken)
+    monkeypatch.setattr(FrozenSam, "prepare", broken)
     made, why = unattended.settle()
     assert [sorted(step) for step in made] == [sorted(f"prompt_sets[{split}]" for split in ("train", "val", "test"))]
     assert "sam_cache[train]" in why

@@ -124,10 +124,10 @@ def _run_tiny(stage: Stage) -> float:
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "sam-precompute": precompute,
-    "sam-precompute-bf16": precompute_bf16,
-    "sam-embeddings": kept_embeddings,
-    "sam-stage": own_arithmetic,
-    "sam-toy": toy,
-    "sam-memory": memory,
+    "sam_precompute": precompute,
+    "sam_precompute_bf16": precompute_bf16,
+    "sam_embeddings": kept_embeddings,
+    "sam_stage": own_arithmetic,
+    "sam_toy": toy,
+    "sam_memory": memory,
 }
