@@ -159,13 +159,13 @@ def forget_prompts(folder):
 
 
 def test_a_cache_of_before_is_taken_as_it_is_and_its_sets_are_pairs(project, monkeypatch):
-    encoded, before = count_calls(monkeypatch, FrozenSam, "embed"), hashes(project.paths.sam_cache("val"))
+    encoded, before = count_calls(monkeypatch, FrozenSam, "prepare"), hashes(project.paths.sam_cache("val"))
     packed = Pack.open(project.paths.pack("val"))
     forget_numbers_of_points(project.paths.sam_cache("val"))
     assert project.refresh() == []
     project.materialise("training_index", split="val", force=True)
     project.materialise("hdf5_pack", split="val", force=True)
-    assert encoded["embed"] == 0
+    assert encoded["prepare"] == 0
     assert hashes(project.paths.sam_cache("val")) == before
     np.testing.assert_array_equal(Pack.open(project.paths.pack("val")).n_pos, packed.n_pos)
     np.testing.assert_array_equal(Pack.open(project.paths.pack("val")).n_neg, packed.n_neg)
@@ -183,12 +183,12 @@ def forget_numbers_of_points(folder):
 def test_a_cache_whose_ledger_is_lost_has_its_numbers_from_its_files(clicked, tmp_path, monkeypatch):
     project = clicked[0].copy(tmp_path).use(monkeypatch)
     ledger_path(project.paths.sam_cache("val")).unlink()
-    encoded = count_calls(monkeypatch, FrozenSam, "embed")
+    encoded = count_calls(monkeypatch, FrozenSam, "prepare")
     assert project.materialise("sam_cache", split="val").success
     cache = SamCache.open(project.paths.sam_cache("val"), split="val")
     found = [(one.n_pos, one.n_neg) for key in cache.records for one in cache.sets(key)]
     assert found == [(len(one.pos), len(one.neg)) for one in drawn_sets(project, "val")]
-    assert encoded["embed"] == 0
+    assert encoded["prepare"] == 0
 
 
 def test_a_mask_of_one_pixel_is_clicked_where_pairs_cannot_be_drawn(project):
