@@ -18,6 +18,8 @@ Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all)."""
 
 READ_AHEAD = 2
+HALF_EXPONENT = 0x7C00
+"""Bits of a float16 that are all set where it is NaN or infinite, and never else."""
 
 
 class Rows(Protocol):
@@ -68,8 +70,9 @@ class MemoryRows:
         return len(self.inputs)
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        index = torch.from_numpy(rows)
-        return self.inputs[index], self.masks[index]
+        # by NumPy: threads of PyTorch's own would take the cores from those that compute meanwhile
+        inputs, masks = (one.numpy()[rows] for one in (self.inputs, self.masks))
+        return torch.from_numpy(inputs), torch.from_numpy(masks)
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,19 @@ def _read(rows: Rows, chunk: npt.NDArray[np.int64]) -> Batch:
     batch = Batch(chunk, *rows.read(chunk))
     if batch.masks.dtype != torch.bool:
         raise ValueError(f"Masks of a pack must be bool, found {batch.masks.dtype}. Threshold them before packing.")
-    # A sum is finite only if all of its terms are, and is 20 times faster than isfinite on float16.
-    broken = ~torch.isfinite(batch.inputs.flatten(1).sum(1, dtype=torch.float32))
-    if broken.any():
-        row = int(chunk[int(broken.nonzero()[0])])
+    broken = [place for place, row in enumerate(batch.inputs) if not _is_finite(row)]
+    if broken:
+        row = int(chunk[broken[0]])
         raise ValueError(
             f"Row {row} (image {int(rows.images[row])}) holds NaN or infinite inputs. "
             "Compute its SAM outputs again, or drop it from the pack."
         )
     return batch
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all values of a tensor on the CPU are; on one thread, so that who computes meanwhile keeps the others."""
+    if values.dtype != torch.float16:
+        return bool(torch.isfinite(values).all())
+    bits = values.numpy().view(np.uint16)
+    return bool(((bits & HALF_EXPONENT) != HALF_EXPONENT).all())

@@ -141,7 +141,7 @@ class SamStore(FileStore):
         for output in value.sets:
             folder = self._folder / item.key / set_name(output.promptset_id)
             arrays, meta = _encode(folder, item.key, output)
-            contents |= arrays | {folder / "meta.json": files.json_bytes(meta)}
+            contents |= arrays | {folder / "meta.json": files.compact_json_bytes(meta)}
             metas[folder.name] = meta
         files.write_set(contents)
         others = {set_name(int(part.split("/")[0])) for part in item.parts} - metas.keys()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from sam_laplace_assets.domain.prompts import PromptMix, PromptSet, draw_prompt_sets, gaussian_map
+from sam_laplace_assets.domain.prompts import PromptMix, PromptSet, _rounded_to_half, draw_prompt_sets, gaussian_map
 
 unhurried = settings(deadline=None)  # a busy machine is no failure
 
@@ -193,3 +193,12 @@ def test_a_sigma_that_is_no_width_is_refused(sigma):
 def test_points_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="points that are not finite"):
         gaussian_map(np.array([[np.nan, 0]]), sigma=8)
+
+
+def test_rounding_to_half_in_two_steps_is_rounding_once():
+    every = np.arange(0x3C01, dtype=np.uint16).view(np.float16).astype(np.float64)  # 0 to 1
+    between = (every[1:] + every[:-1]) / 2
+    near = [np.nextafter(between, to) for to in (0.0, 2.0)]
+    tiny = np.random.default_rng(0).uniform(size=100_000) ** 30
+    values = np.concatenate([every, between, *near, between * (1 + 2.0**-40), between * (1 - 2.0**-40), tiny])
+    np.testing.assert_array_equal(_rounded_to_half(values).view(np.uint16), values.astype(np.float16).view(np.uint16))
