@@ -1,6 +1,7 @@
 """How sam_cache is made: files read and maps drawn ahead by threads, SAM asked for several images at once."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sam_laplace_assets.domain.sam import Embedding, FrozenSam, Prepared, SamAnswer
 
 LOGITS, MAPS = "logits", "maps"
+SMALL = 512
+"""Side of the input, in pixels, up to which reading and writing take as long as SAM itself."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,10 @@ class SamWork:
             return
         size, threads = self.model.images_per_batch, self.model.io_threads  # loads the model, before any thread may
         reading = ahead(self._try_read, tasks, depth=size + threads, threads=threads)
-        while batch := list(islice(reading, size)):
-            yield from (Made(*one.task, failed=one.failed) for one in batch if one.failed)
-            yield from self._make_batch([one for one in batch if not one.failed])
+        with _cores_left_to(threads, small=self.model.frozen.image_size <= SMALL):
+            while batch := list(islice(reading, size)):
+                yield from (Made(*one.task, failed=one.failed) for one in batch if one.failed)
+                yield from self._make_batch([one for one in batch if not one.failed])
 
     def _make_batch(self, batch: Sequence[Ready]) -> Iterator[Made]:
         plain, asked = ([one for one in batch if bool(one.asked) is wanted] for wanted in (False, True))
@@ -185,6 +189,20 @@ class SamWork:
         if self.cache is None or self.cache.dtype == "float32":
             return embedding
         return replace(embedding, features=embedding.features.half().float())
+
+
+@contextmanager
+def _cores_left_to(threads: int, *, small: bool) -> Iterator[None]:
+    """Leave cores to threads that read and write, where a SAM is so small that they work as much as it does."""
+    import torch
+
+    before = torch.get_num_threads()
+    if small:
+        torch.set_num_threads(max(1, before - threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def output(ready: Ready, answers: Sequence["SamAnswer"], cache: EmbeddingCache | None) -> SampleOutput:
