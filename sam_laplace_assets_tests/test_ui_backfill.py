@@ -138,7 +138,20 @@ def choose_assets(page, assets):
     page.goto("/assets")
     for asset in assets:
         page.locator("label", has=page.get_by_test_id(f"checkbox-{asset}")).click()
-    page.get_by_role("button", name="Materialize selected").click()
+    with page.expect_event("requestfinished", answers_to("PartitionHealthQuery", len(assets))):
+        page.get_by_role("button", name="Materialize selected").click()
+
+
+def answers_to(operation, count):
+    """True of the last of so many answered queries: the dialog forgets what was chosen before it knew the partitions."""
+    left = count
+
+    def is_the_last(request):
+        nonlocal left
+        left -= request.url.endswith(operation)
+        return left == 0
+
+    return is_the_last
 
 
 def type_partition(page, key):
