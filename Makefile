@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test test-live ui train-toy findings bench clean
+.PHONY: setup demo test test-live test-faults ui train-toy findings bench clean
 
 setup: $(READY)
 
@@ -22,10 +22,16 @@ test: $(READY)   ## lint, types, layers, and all tests but those that need the d
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not live and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not live and not browser and not faults"
 
 test-live: $(READY)   ## tests with the real daemon, webserver and browser
-	$(BIN)/python -m pytest -m "live or browser"
+	$(BIN)/python -m pytest -m "(live or browser) and not faults"
+
+test-faults: $(READY) ## the long attacks: kill it, fill its disk, damage its files; about half an hour
+	rm -rf .artifacts/faults
+	start=$$(date +%s); $(BIN)/python -m pytest -n 2 --dist loadfile -m "not live" \
+	  sam_laplace_assets_tests/faults sam_laplace_assets_tests/test_security.py sam_laplace_assets_tests/resources/test_tracking_faults.py \
+	&& $(BIN)/python -m sam_laplace_assets_tests.faults --seconds $$(($$(date +%s) - start))
 
 ui: $(READY)     ## Dagster's UI and MLflow's, on this machine
 	$(BIN)/sam-laplace dev

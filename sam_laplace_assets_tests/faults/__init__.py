@@ -1,0 +1,1 @@
+"""Attacks on the platform: bad input, deaths, full disks, damaged files, rivals, and hostile files."""
