@@ -27,11 +27,15 @@ def demo() -> None:
 
 @cli.command()
 @click.option("--port", default=3000, show_default=True, help="port of the Dagster UI")
-def dev(port: int) -> None:
+@click.option("--host", default="127.0.0.1", show_default=True, help="where the Dagster UI listens; it has no login")
+@click.option("--allowed-host", "names", multiple=True, metavar="NAME",
+              help="name that the UI is reached under, as behind a proxy; may be given again")  # fmt: skip
+@click.option("--read-only", is_flag=True, help="let nobody launch or change anything by the Dagster UI")
+def dev(port: int, host: str, names: tuple[str, ...], read_only: bool) -> None:
     """Open the Dagster UI and MLflow's, both on this machine only."""
-    from sam_laplace_assets.commands.dev import serve
+    from sam_laplace_assets.commands.dev import Reach, serve
 
-    sys.exit(serve(port, click.echo))
+    sys.exit(serve(Reach(port, host, names, read_only), click.echo))
 
 
 @cli.command()

@@ -1,8 +1,8 @@
 """One base that joins what an asset wants with what its store has, and the stores of each concept."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sam_laplace_assets.partitions import require_split
 from sam_laplace_assets.reporting import LoggedProgress, metadata_of
 from sam_laplace_assets.resources.tracking import TrackedRun, TrackingResource
 from sam_laplace_assets.settings import Settings, load_settings
-from sam_laplace_assets.storage import active_prompting, evaluation, scores, sweep
+from sam_laplace_assets.storage import active_prompting, evaluation, files, scores, sweep
 from sam_laplace_assets.storage.active_prompting import ClickStore
 from sam_laplace_assets.storage.champion import Champion, ChampionStore, require_champion
 from sam_laplace_assets.storage.head import HeadRun, HeadStore
@@ -70,6 +70,7 @@ class StoreIOManager(dg.ConfigurableIOManager):
         partition = context.partition_key if context.has_partition_key else ""
         name, project = asset_name(context.asset_key, partition), Project.of(settings)
         with (
+            _disk_in_words(name, project),
             _alone(context, project, partition, name),
             self.tracking.run(settings, name, _tags(context, partition)) as run,
         ):
@@ -119,6 +120,16 @@ def _alone(context: dg.OutputContext, project: Project, partition: str, name: st
         holder=f"run {context.run_id}",
         waiting=lambda holder: context.log.info(f"{name} is being written by {holder}; waiting until it is done."),
     )
+
+
+@contextmanager
+def _disk_in_words(name: str, project: Project) -> Iterator[None]:
+    """A disk that takes nothing more, or a newer ledger, ends the run with what to do; another try would not help."""
+    try:
+        with files.writing(project.root):
+            yield
+    except (files.DiskRefused, files.NewerFormat) as error:
+        raise dg.Failure(f"{name} failed: {error}", allow_retries=False) from error
 
 
 def _tags(context: dg.OutputContext, partition: str) -> dict[str, str]:

@@ -66,6 +66,8 @@ def metadata_of(outcome: Outcome, report: Report, run: TrackedRun, *, limit: int
     shown |= {name: dg.MetadataValue.md(_picture(name, png)) for name, png in report.pictures.items()}
     if run.url:
         shown["MLflow run"] = dg.MetadataValue.md(f"[open this run]({run.url})")
+    if run.problems:
+        shown["not tracked"] = _fact(" ".join(f"{problem}." for problem in run.problems))
     return shown | {name: _fact(value) for name, value in _effort(outcome).items()}
 
 

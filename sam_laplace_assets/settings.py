@@ -12,6 +12,7 @@ from sam_laplace_assets.domain.acquisition import STRATEGIES, named
 from sam_laplace_assets.domain.interaction import MISS
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES, check_split_key
 from sam_laplace_assets.domain.scores import Rule, require_offered
+from sam_laplace_assets.redaction import redact
 
 SETTINGS_VARIABLE = "SAM_LAPLACE_CONFIG"
 DEFAULT_FILE = "config.yaml"
@@ -31,7 +32,7 @@ class SettingsError(ValueError):
 class Section(BaseModel):
     """A section of the file; a key that it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
 
 class Roots(Section):
@@ -55,6 +56,7 @@ class DataSettings(Section):
     )
     splits_file: Path | None = Field(None, description="an official split: a CSV of sample_id, split; taken as it is")
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    allow_links_out: bool = Field(False, description="follow links that lead out of the data roots")
 
     @property
     def group_table(self) -> Path | None:
@@ -258,7 +260,7 @@ class MlflowSettings(Section):
 
     enabled: bool = True
     experiment: str = "laplace-head-sam"
-    tracking_uri: str | None = None
+    tracking_uri: str | None = Field(None, repr=False)
 
 
 class StorageSettings(Section):
@@ -281,8 +283,12 @@ class AutomationSettings(Section):
 class AlertSettings(Section):
     """Who hears of failed unattended runs and of champion changes; nobody by default."""
 
-    command: str | None = Field(None, description="gets each alert as JSON on its standard input; no shell is involved")
-    webhook: str | None = Field(None, description="gets each alert as a JSON POST; its `text` is what Slack shows")
+    command: str | None = Field(
+        None, repr=False, description="gets each alert as JSON on its standard input; no shell is involved"
+    )
+    webhook: str | None = Field(
+        None, repr=False, description="gets each alert as a JSON POST; its `text` is what Slack shows"
+    )
 
     @field_validator("webhook")
     @classmethod
@@ -380,11 +386,19 @@ def _read_yaml(source: Path) -> dict[str, Any]:
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(
-            f"Settings file {source} cannot be read as YAML; mend it, or write one with `sam-laplace init`: {error}"
-        ) from error
+            f"Settings file {source} cannot be read as YAML; mend it, or write one with `sam-laplace init`: "
+            f"{_place(error)}."
+        ) from None
     if not isinstance(raw, dict):
         raise SettingsError(f"Settings file {source} holds {type(raw).__name__}, not sections. See `sam-laplace init`.")
     return {key: value for key, value in raw.items() if value is not None}  # a section whose keys are all commented out
+
+
+def _place(error: Exception) -> str:
+    """What is wrong, and in which line; not the line itself, which may hold a secret, as the error's own text may."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__ if isinstance(error, yaml.YAMLError | UnicodeDecodeError) else str(error)
+    return f"{redact(error.problem or 'a mistake')}, line {error.problem_mark.line + 1}"
 
 
 def _translate_wandb(raw: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -435,6 +449,9 @@ def explain(error: ValidationError) -> str:
     return "\n".join(_explain_one(dict(item)) for item in error.errors())
 
 
+SECRET_KEYS = ("alerts", "mlflow.tracking_uri")
+"""What may hold a token, an address with a password, or as a section both: no error shows it."""
+
 TYPES = ("literal[", "constrained-")  # pydantic names which type of a union it tried
 
 
@@ -444,4 +461,5 @@ def _explain_one(item: dict[str, Any]) -> str:
         return f"  {key}: unknown key. Remove it, or see `sam-laplace init` for the keys that exist."
     if item["type"] == "missing":
         return f"  {key}: missing. Add it; see `sam-laplace init` for an example."
-    return f"  {key}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r})"
+    found = "a value that is not shown" if key.startswith(SECRET_KEYS) else repr(item["input"])
+    return f"  {key}: {redact(item['msg'].removeprefix('Value error, '))} (found {redact(found)})"

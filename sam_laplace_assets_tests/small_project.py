@@ -33,6 +33,7 @@ JOBS = {
     "validation_pack": "name_validation_pack",
     "head_checkpoint": "train_and_fit",
     "laplace_posterior": "train_and_fit",
+    "posterior_sweep": "sweep_posteriors",
     "champion": "choose_champion",
     "evaluation": "evaluate",
     "prompt_scores": "evaluate",

@@ -143,7 +143,7 @@ def choose_assets(page, assets):
 
 
 def answers_to(operation, count):
-    """True of the last of so many answered queries: the dialog forgets what was chosen before it knew the partitions."""
+    """True of the last of so many answered queries: what is chosen before the dialog knows the partitions is lost."""
     left = count
 
     def is_the_last(request):

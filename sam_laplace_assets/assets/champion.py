@@ -12,6 +12,7 @@ from sam_laplace_assets.domain.plan import Item, Plan, Registered, Report, diges
 from sam_laplace_assets.overrides import GO_ON, Overrides
 from sam_laplace_assets.resources.tracking import model_names
 from sam_laplace_assets.settings import ChampionSettings, Settings, load_settings
+from sam_laplace_assets.storage import inside
 from sam_laplace_assets.storage.champion import (
     PART,
     Champion,
@@ -84,7 +85,8 @@ class Candidate:
     def open(cls, run_id: str, project: Project) -> "Candidate":
         """The posterior of this id and its head. Raises if a file of either is missing or damaged."""
         posterior = PosteriorRun.open(project.posteriors / f"run_{run_id}")
-        return cls(posterior, HeadRun.open(project.checkpoints / f"run_{posterior.meta['head']['run_id']}"))
+        head = inside.plain(posterior.meta["head"]["run_id"])
+        return cls(posterior, HeadRun.open(project.checkpoints / f"run_{head}"))
 
     def restore(self) -> tuple[Any, Any]:
         """The head as a module, and laplace-torch's posterior on it. Raises `Damaged` or `PosteriorRefused`."""

@@ -1,5 +1,6 @@
 """all_samples and manifest: what was found on disk, and which split it belongs to."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
 from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import known_splits, register_splits, require_split, splits
 from sam_laplace_assets.settings import DataSettings, Settings, load_settings
-from sam_laplace_assets.storage import files, images
-from sam_laplace_assets.storage.manifest import AllSamples, Row, RowOf, Rows, read_manifest, read_row
+from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage.manifest import AllSamples, Passing, Row, RowOf, Rows, read_manifest, read_row
 from sam_laplace_assets.storage.project import Project, SplitRoots, roots_of
+from sam_laplace_assets.storage.samples import Found, list_samples
 
 ROWS_VERSION = "1"
 ROW = "row"
@@ -105,31 +107,48 @@ def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = Fals
 
 def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, finish: Any, report: Any) -> Plan:
     """A row for each file pair below two roots; files whose size and time are known are not read again."""
-    found = _find(roots)
-    items = [Item(f"{one.image_path}|{one.mask_path}", {ROW: _looks(one, roots)}, one) for one in found]
+    found = _find(roots, data)
+    items = [Item(_key(one), {ROW: _looks(one, roots)}, one) for one in found]
 
-    def make(item: Item, parts: frozenset[str]) -> dict[str, Any]:
+    def make(item: Item, parts: frozenset[str]) -> Row | Passing:
         return read_row(item.source, images_root=roots.images_root, masks_root=roots.masks_root)
 
     return Plan(items, make=make, finish=finish, report=report, unit="files", force=force,
                 max_failed_fraction=data.max_failed_fraction)  # fmt: skip
 
 
-def _find(roots: SplitRoots) -> list[images.Found]:
+def _find(roots: SplitRoots, data: DataSettings) -> list[Found]:
     """What lies below two roots; trying again does not make a folder appear."""
     try:
-        return images.list_samples(
-            roots.images_root, roots.masks_root, images_key=roots.images_key, masks_key=roots.masks_key
-        )
+        return list_samples(roots.images_root, roots.masks_root, images_key=roots.images_key,
+                            masks_key=roots.masks_key, allow_links_out=data.allow_links_out)  # fmt: skip
     except FileNotFoundError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
 
 
-def _looks(found: images.Found, roots: SplitRoots) -> str:
+def _key(found: Found) -> str:
+    """Both paths in one text that no other two give, whatever they hold."""
+    return "|".join(_in_key(path) for path in (found.image_path, found.mask_path))
+
+
+def _in_key(path: str | None) -> str:
+    return "./None" if path == "None" else str(path).replace("|", "\\|")
+
+
+def _looks(found: Found, roots: SplitRoots) -> str:
     """What decides whether a pair is read again: names, sizes, times and what the listing says of it."""
     sides = ((roots.images_root, found.image_path), (roots.masks_root, found.mask_path))
-    seen = [files.signature(Path(root) / path) for root, path in sides if path is not None]
+    seen = [_seen(Path(root) / path) for root, path in sides if path is not None]
     return digest([seen, found.sample_id, found.reason, ROWS_VERSION])
+
+
+def _seen(path: Path) -> str:
+    """Name, size and time of a file, and whether it may not be read; empty where there is none to be seen."""
+    try:
+        signature = files.signature(path)
+    except OSError:
+        return ""
+    return signature if not signature or os.access(path, os.R_OK) else f"{signature} closed"
 
 
 def report_rows(rows: Iterable[Row]) -> Report:

@@ -13,7 +13,7 @@ from sam_laplace_assets.domain.plan import Item, Made, Plan, Record, Report, Tas
 from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import load_settings
-from sam_laplace_assets.storage import images, validation
+from sam_laplace_assets.storage import images, inside, validation
 from sam_laplace_assets.storage.index import TrainingIndex
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.sam import read_arrays
@@ -80,9 +80,9 @@ def plan_pack(index: TrainingIndex, *, force: bool = False, max_failed_fraction:
 
 def read_sample(rows: "pd.DataFrame", *, masks_root: Path, project_root: Path) -> PackedSample:
     """The arrays of one sample's rows, checked against their SHA-256, and its mask at 256x256."""
-    arrays = {name: read_arrays([project_root / path for path in rows[f"{name}_path"]],
+    arrays = {name: read_arrays([inside.below(project_root, path) for path in rows[f"{name}_path"]],
                                 sha256=rows[f"{name}_sha256"].tolist()) for name in ARRAYS}  # fmt: skip
-    mask = images.read_mask(masks_root / rows["mask_path"].iloc[0])
+    mask = images.read_mask(inside.below(masks_root, rows["mask_path"].iloc[0]))
     if images.mask_digest(mask) != rows["mask_digest"].iloc[0]:
         raise ValueError(
             f"The mask of {rows['sample_id'].iloc[0]} has changed since the index was made. Materialise all_samples, "

@@ -1,5 +1,7 @@
-"""`sam-laplace dev`: Dagster's UI with its daemon, and MLflow's UI, on this machine only."""
+"""`sam-laplace dev`: Dagster's UI with its daemon, and MLflow's UI, on this machine only unless told otherwise."""
 
+import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -7,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import click
 
-from sam_laplace_assets.commands import dagster_dev
+from sam_laplace_assets.commands import dagster_dev, webserver
 from sam_laplace_assets.commands.demo import make_demo_files
 from sam_laplace_assets.commands.home import prepare_home, shipped
 from sam_laplace_assets.resources.tracking import UI_PORT, Store
@@ -22,43 +25,81 @@ LOOPBACK = "127.0.0.1"
 SECONDS_TO_STOP = 20.0
 
 
-def serve(port: int, tell: Callable[[str], None]) -> int:
+@dataclass(frozen=True)
+class Reach:
+    """Who may reach the Dagster UI; MLflow's stays on this machine.
+
+    Attributes:
+        port: that it listens on.
+        host: address or name that it listens at.
+        names: under which it is asked for, as by a proxy, beside addresses and localhost.
+        read_only: whether nobody may launch or change anything by it.
+    """
+
+    port: int
+    host: str = LOOPBACK
+    names: Sequence[str] = ()
+    read_only: bool = False
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    @property
+    def is_here_only(self) -> bool:
+        """Whether only this machine reaches it."""
+        named = self.host == webserver.LOOPBACK_NAME
+        return named or (webserver.is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
+
+    def environment(self) -> dict[str, str]:
+        """What tells the webserver so."""
+        names = ",".join([self.host, *self.names])
+        return {webserver.NAMES_VARIABLE: names} | ({webserver.READ_ONLY_VARIABLE: "1"} if self.read_only else {})
+
+
+def serve(reach: Reach, tell: Callable[[str], None]) -> int:
     """Run both servers until one ends or this process is told to stop, and leave none behind."""
     settings = load_settings()
     if settings.is_demo:
         make_demo_files(settings)
     home = prepare_home(settings)
-    _require_free(port, "the Dagster UI; choose another with --port")
-    commands = [_dagster(port)]
-    told = [f"Dagster  http://{LOOPBACK}:{port}   (instance {home})"]
+    _require_free(reach.host, reach.port, "the Dagster UI; choose another with --port")
+    commands = [_dagster(reach)]
+    told = [f"Dagster  {reach.url}   (instance {home}){'   read-only' if reach.read_only else ''}"]
+    if not reach.is_here_only:
+        told.append(f"It has no login: whoever reaches {reach.host} can {'see' if reach.read_only else 'launch'} "
+                    "everything. Let a proxy ask for one, see the README.")  # fmt: skip
     if settings.mlflow.enabled and (command := _mlflow(settings)):
-        _require_free(
-            UI_PORT, "MLflow's UI; stop what listens there, or set mlflow.tracking_uri or mlflow.enabled: false"
-        )
+        purpose = "MLflow's UI; stop what listens there, or set mlflow.tracking_uri or mlflow.enabled: false"
+        _require_free(LOOPBACK, UI_PORT, purpose)
         commands.append(command)
         told.append(f"MLflow   http://{LOOPBACK}:{UI_PORT}")
     servers: list[subprocess.Popen[bytes]] = []
     try:
         tell("\n".join(told))
+        os.environ |= reach.environment()
         servers += [_start(command) for command in commands]
         return _wait(servers)
     finally:
         _stop(servers)
 
 
-def _require_free(port: int, purpose: str) -> None:
-    with socket.socket() as probe:
+def _require_free(host: str, port: int, purpose: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise click.ClickException(f"Cannot listen at {host}: {error.strerror}. Change --host.") from error
             raise click.ClickException(f"Port {port} of this machine is taken. It is needed for {purpose}.") from error
 
 
-def _dagster(port: int) -> list[str]:
+def _dagster(reach: Reach) -> list[str]:
     os.environ.setdefault("DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS", "600")  # a look at a large project takes its time
-    return [sys.executable, "-m", dagster_dev.__name__, "dev", "-w", str(shipped("workspace.yaml")), "-h", LOOPBACK,
-            "-p", str(port)]  # fmt: skip
+    return [sys.executable, "-m", dagster_dev.__name__, "dev", "-w", str(shipped("workspace.yaml")),
+            "-h", reach.host, "-p", str(reach.port)]  # fmt: skip
 
 
 def _mlflow(settings: Settings) -> list[str]:

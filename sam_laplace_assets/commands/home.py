@@ -52,6 +52,7 @@ def shipped(name: str) -> Path:
 def open_instance() -> "dg.DagsterInstance":
     """The Dagster instance of the settings in force."""
     import dagster as dg
+    from filelock import FileLock
 
     settings = load_settings()
     if settings.is_demo and not settings.data.images_root.is_dir():
@@ -59,5 +60,6 @@ def open_instance() -> "dg.DagsterInstance":
             f"There is no config.yaml in {Path.cwd()}, and no demo either. Write one with `sam-laplace init`, or make "
             "the demo with `sam-laplace demo`."
         )
-    prepare_home(settings)
-    return dg.DagsterInstance.get()
+    home = prepare_home(settings)
+    with FileLock(home / "instance.lock"):  # the first one makes Dagster's databases, which two at once cannot
+        return dg.DagsterInstance.get()

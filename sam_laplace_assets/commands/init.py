@@ -18,6 +18,7 @@ data:
   # group_by: "^[^/]+/(patient\\d+)"   # what must stay in one split: a regular expression, or file.csv:column
   # splits_file: official.csv         # an official split: columns sample_id, split
   # max_failed_fraction: 0.0          # how many samples may fail before an asset does
+  # allow_links_out: false            # whether links below the roots may lead out of them
 
 prompt_generation:
   num_promptsets_train: 10     # prompt sets a sample

@@ -10,9 +10,9 @@ import click
 
 from sam_laplace_assets.domain.manifest import FRACTIONS, PARTITION_ROLES, check_split_key
 from sam_laplace_assets.settings import SamSettings, Settings, load_settings
-from sam_laplace_assets.storage import images
 from sam_laplace_assets.storage.manifest import read_rows
 from sam_laplace_assets.storage.project import Project, roots_of
+from sam_laplace_assets.storage.samples import list_samples
 from sam_laplace_assets.storage.store import NotMade
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def count_samples(split: str, settings: Settings) -> int:
         return sum(bool(row["valid"]) for row in read_rows(Project.of(settings).manifests, split))
     except NotMade:
         roots = roots_of(settings.data, split)
-    found = images.list_samples(roots.images_root, roots.masks_root, images_key=roots.images_key,
-                                masks_key=roots.masks_key)  # fmt: skip
+    found = list_samples(roots.images_root, roots.masks_root, images_key=roots.images_key,
+                         masks_key=roots.masks_key, allow_links_out=settings.data.allow_links_out)  # fmt: skip
     share = FRACTIONS[PARTITION_ROLES.index(split)] if split in PARTITION_ROLES else 1.0
     return round(share * sum(one.reason is None for one in found))
 

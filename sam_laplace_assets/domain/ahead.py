@@ -11,7 +11,12 @@ Result = TypeVar("Result")
 
 
 def ahead(
-    function: Callable[[Given], Result], given: Iterable[Given], *, depth: int, threads: int = 1
+    function: Callable[[Given], Result],
+    given: Iterable[Given],
+    *,
+    depth: int,
+    threads: int = 1,
+    begin: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
     """`map(function, given)` whose next results are made by threads while the caller works on this one.
 
@@ -20,9 +25,10 @@ def ahead(
         given: is taken from by the caller's thread, no further ahead than `depth`.
         depth: results that are made or in the making beside the one that was yielded.
         threads: how many make them.
+        begin: is called once in each of them, before the first result.
     """
     remaining = iter(given)
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="ahead", initializer=begin) as pool:
         pending: deque[Future[Result]] = deque(pool.submit(function, one) for one in islice(remaining, depth))
         try:
             while pending:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sam_laplace_assets.domain.last_layer import RowPass, jacobian, last_layer_weights, pixel_features, row_passes
+from sam_laplace_assets.domain.last_layer import RowPass, jacobian, last_layer_weights, over_rows, pixel_features
 from sam_laplace_assets.domain.metrics import bernoulli_variance, binary_nll, residuals
 from sam_laplace_assets.domain.pack import Progress, Rows
 
@@ -110,18 +110,21 @@ def fit_curvature(
     hessian = torch.zeros((len(weights),) * (1 if approx == "diagonal" else 2), dtype=torch.float64, device=device)
     scores = torch.zeros(len(images), len(weights), dtype=torch.float64, device=device)
     nll, n_pixels = torch.zeros((), dtype=torch.float64, device=device), 0
-    for each in row_passes(
+    passes = over_rows(
         head,
         rows,
+        lambda each: row_sums(each, approx=approx),
         target_layer=target_layer,
         logit_clip=logit_clip,
         batch_size=batch_size,
         device=device,
         progress=progress,
-    ):
-        add_row(each, hessian, scores[image_of_row[each.row]])
-        nll += binary_nll(each.logits, each.masks).sum(dtype=torch.float64)
-        n_pixels += each.masks.numel()
+    )
+    for image, sums in zip(image_of_row, passes, strict=True):
+        hessian += sums.hessian
+        scores[image] += sums.score
+        nll += sums.nll
+        n_pixels += sums.n_pixels
     return Curvature(
         hessian=hessian.cpu(),
         score_covariance=score_covariance(scores.cpu()),
@@ -135,16 +138,31 @@ def fit_curvature(
     )
 
 
-def add_row(each: RowPass, hessian: Tensor, score: Tensor) -> None:
-    """Add what `ggn_diagonal` (P,) or `ggn_full` (P, P), and `row_score` (P,), say of a row, in one pass over it."""
+@dataclass(frozen=True)
+class RowSums:
+    """Sums over a row's pixels: of `ggn_diagonal` (P,) or `ggn_full` (P, P), `row_score` (P,), and the NLL in nats."""
+
+    hessian: Tensor
+    score: Tensor
+    nll: Tensor
+    n_pixels: int
+
+
+def row_sums(each: RowPass, *, approx: str) -> RowSums:
+    """What one row adds to the curvature, float64, in one pass over its pixels."""
     weights = bernoulli_variance(each.logits).flatten().double()
     errors = residuals(each.logits, each.masks).flatten().double()
+    n_parameters = each.features.shape[1] + 1
+    hessian = weights.new_zeros((n_parameters,) * (1 if approx == "diagonal" else 2))
+    score = weights.new_zeros(n_parameters)
     chunks = (torch.split(whole, CHUNK_PIXELS) for whole in (pixel_features(each.features), weights, errors))
     for pixels, weight, error in zip(*chunks, strict=True):
-        J = pixels.new_ones(len(pixels), pixels.shape[1] + 1, dtype=torch.float64)
+        J = pixels.new_ones(len(pixels), n_parameters, dtype=torch.float64)
         J[:, :-1] = pixels
         score += error @ J
-        hessian += weight @ J.square() if hessian.ndim == 1 else (J * weight[:, None]).T @ J
+        hessian += weight @ J.square() if approx == "diagonal" else (J * weight[:, None]).T @ J
+    nll = binary_nll(each.logits, each.masks).sum(dtype=torch.float64)
+    return RowSums(hessian, score, nll, each.masks.numel())
 
 
 def score_covariance(scores: Tensor) -> Tensor:

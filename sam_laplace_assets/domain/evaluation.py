@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_laplace_assets.domain.bootstrap import per_image
-from sam_laplace_assets.domain.last_layer import RowPass, row_passes
+from sam_laplace_assets.domain.last_layer import RowPass, over_rows
 from sam_laplace_assets.domain.metrics import binary_nll, iou, row_means
 from sam_laplace_assets.domain.pack import Progress, Rows
 from sam_laplace_assets.domain.posterior import refuse_foreign
@@ -65,16 +65,17 @@ def score(
     _refuse_empty(rows)
     target_layer = laplace.model.target_layer
     refuse_foreign(laplace.mean, head, target_layer=target_layer)
-    passes = row_passes(
+    scored = over_rows(
         head,
         rows,
+        lambda each: _row_scores(laplace, each, logit_scale),
         target_layer=target_layer,
         logit_clip=logit_clip,
         batch_size=batch_size,
         device=device,
         progress=progress,
     )
-    table = torch.stack([_row_scores(laplace, each, logit_scale) for each in passes]).cpu().numpy()
+    table = torch.stack(list(scored)).cpu().numpy()
     return Scores(np.asarray(rows.images), *table.T)
 
 
@@ -89,10 +90,16 @@ def score_head(
 ) -> dict[str, float]:
     """`sam_iou`, `sam_nll`, `head_iou` and `head_nll` as `Scores.means` has them, where there is no posterior yet."""
     _refuse_empty(rows)
-    passes = row_passes(
-        head, rows, target_layer=target_layer, logit_clip=logit_clip, batch_size=batch_size, device=device
+    scored = over_rows(
+        head,
+        rows,
+        lambda each: _overlap_and_nll([each.inputs[:, 0], each.logits], each.masks),
+        target_layer=target_layer,
+        logit_clip=logit_clip,
+        batch_size=batch_size,
+        device=device,
     )
-    table = torch.stack([_overlap_and_nll([each.inputs[:, 0], each.logits], each.masks) for each in passes])
+    table = torch.stack(list(scored))
     names = ("sam_iou", "sam_nll", "head_iou", "head_nll")
     columns = zip(names, table.cpu().numpy().T, strict=True)
     return {name: float(per_image(column, rows.images).mean()) for name, column in columns}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sam_laplace_assets.domain.calibration import NoScale, Scale
 from sam_laplace_assets.domain.curvature import Curvature, spectrum
 from sam_laplace_assets.domain.finite import refuse_not_finite
-from sam_laplace_assets.domain.last_layer import RowPass, pixel_features, row_passes
+from sam_laplace_assets.domain.last_layer import RowPass, over_rows, pixel_features
 from sam_laplace_assets.domain.metrics import binary_nll
 from sam_laplace_assets.domain.pack import Progress, Rows
 from sam_laplace_assets.domain.posterior import refuse_foreign
@@ -117,17 +117,18 @@ def judge(
     refuse_foreign(curvature.weights, head, target_layer=curvature.target_layer)
     forms = [form.to(device) for form in forms]
     tally = _Tally(sum(len(form.variances) for form in forms), in_detail=in_detail, device=device)
-    for each in row_passes(
+    judgements = over_rows(
         head,
         validation,
+        lambda each: _judge_row(each, forms, in_detail=in_detail),
         target_layer=curvature.target_layer,
         logit_clip=logit_clip,
         batch_size=batch_size,
         device=device,
         progress=progress,
-    ):
-        _refuse_overflow(each)
-        tally.add(each, forms)
+    )
+    for one in judgements:
+        tally.add(one)
     return tally.judged()
 
 
@@ -137,35 +138,98 @@ def _refuse_overflow(each: RowPass) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _DetailSums:
+    """Sums over a row's pixels, for G posteriors: of what `Details` has the means of.
+
+    Attributes:
+        gaps: (G, WIDE), of p - y in each bin (a, b] of the probability p; their sizes make up the ECE.
+        variance: (G,).
+        information: (G,), over the pixels that were drawn.
+        n_drawn: how many these are.
+    """
+
+    gaps: Tensor
+    variance: Tensor
+    information: Tensor
+    n_drawn: int
+
+
+@dataclass(frozen=True)
+class _JudgedRow:
+    """A row of n pixels under G posteriors.
+
+    Attributes:
+        logits, masks: (n,) of the head, and what is true.
+        variances: (G, n) float64, of the logits.
+        nll: (G + 1,) float64, a sum over pixels: of the head, then of each posterior.
+        details: None where they were not asked for.
+    """
+
+    logits: Tensor
+    masks: Tensor
+    variances: Tensor
+    nll: Tensor
+    details: _DetailSums | None
+
+
+def _judge_row(each: RowPass, forms: Sequence[Form], *, in_detail: bool) -> _JudgedRow:
+    _refuse_overflow(each)
+    logits, masks, pixels = each.logits.flatten().double(), each.masks.flatten(), pixel_features(each.features)
+    nlls, variances, gaps = [], [], []
+    for mean, truth, some in zip(*(torch.split(whole, CHUNK_PIXELS) for whole in (logits, masks, pixels)), strict=True):
+        variances.append(_all_variances(forms, some))
+        probit = probit_logits(mean, variances[-1])
+        nlls.append(binary_nll(torch.cat([mean[None], probit]), truth).sum(1))
+        if in_detail:
+            gaps.append(_gaps(probit, truth))
+    whole = torch.cat(variances, dim=1)
+    details = _detail_sums(each.row, logits, whole, gaps) if in_detail else None
+    return _JudgedRow(logits, masks, whole, torch.stack(nlls).sum(0), details)
+
+
+def _gaps(probit: Tensor, masks: Tensor) -> Tensor:
+    """(G, WIDE) of pixels with probit logits (G, n) and masks (n,)."""
+    probabilities = torch.sigmoid(probit)
+    bins = torch.ceil(probabilities * WIDE).long().clamp_(1, WIDE) - 1
+    return probit.new_zeros(len(probit), WIDE).scatter_add_(1, bins, probabilities - masks.double())
+
+
+def _detail_sums(row: int, logits: Tensor, variances: Tensor, gaps: Sequence[Tensor]) -> _DetailSums:
+    drawn = _drawn_pixels(row, len(logits), device=logits.device)
+    means = logits[drawn].expand(len(variances), -1)
+    information = quantities(means, variances[:, drawn]).mutual_information.sum(1)
+    return _DetailSums(torch.stack(list(gaps)).sum(0), variances.sum(1), information, len(drawn))
+
+
 class _Tally:
-    """Sums over pixels of all that `Judged` says, chunk by chunk."""
+    """Sums over rows of all that `Judged` says."""
 
     def __init__(self, n: int, *, in_detail: bool, device: torch.device | str) -> None:
         self.n_pixels = 0
         self.nll = torch.zeros(n + 1, dtype=torch.float64, device=device)
         self.histogram = PredictiveHistogram(n, device=device)
-        self.details = _DetailTally(n, device=device) if in_detail else None
+        self.details: list[_DetailSums] | None = [] if in_detail else None
 
-    def add(self, each: RowPass, forms: Sequence[Form]) -> None:
-        logits, masks, pixels = each.logits.flatten().double(), each.masks.flatten(), pixel_features(each.features)
-        drawn = _drawn_pixels(each.row, len(logits), device=logits.device)
-        if self.details is not None:
-            self.details.add_information(logits[drawn], _all_variances(forms, pixels[drawn]))
-        chunks = zip(*(torch.split(whole, CHUNK_PIXELS) for whole in (logits, masks, pixels)), strict=True)
-        for mean, truth, some in chunks:
-            variances = _all_variances(forms, some)
-            probit = probit_logits(mean, variances)
-            self.n_pixels += len(mean)
-            self.nll += binary_nll(torch.cat([mean[None], probit]), truth).sum(1)
-            self.histogram.add(mean, variances, truth)
-            if self.details is not None:
-                self.details.add(probit, variances, truth)
+    def add(self, one: _JudgedRow) -> None:
+        self.n_pixels += len(one.logits)
+        self.nll += one.nll
+        self.histogram.add(one.logits, one.variances, one.masks)
+        if self.details is not None and one.details is not None:
+            self.details.append(one.details)
 
     def judged(self) -> Judged:
         map_nll, *nll = (self.nll / self.n_pixels).tolist()
         scales = tuple(_scale(self.histogram, g, value) for g, value in enumerate(nll))
-        details = NO_DETAILS if self.details is None else self.details.means(self.n_pixels)
+        details = NO_DETAILS if self.details is None else _means(self.details, self.n_pixels)
         return Judged(map_nll, tuple(nll), scales, details)
+
+
+def _means(sums: Sequence[_DetailSums], n_pixels: int) -> Details:
+    gaps, variance, information = (
+        torch.stack([getattr(one, name) for one in sums]).sum(0).cpu() for name in ("gaps", "variance", "information")
+    )
+    return Details(gaps.abs().sum(1) / n_pixels, variance / n_pixels, information / sum(one.n_drawn for one in sums))
 
 
 def _all_variances(forms: Sequence[Form], pixels: Tensor) -> Tensor:
@@ -185,27 +249,3 @@ def _drawn_pixels(row: int, n: int, *, device: torch.device) -> Tensor:
     """Places of some pixels of a row, the same on every machine."""
     stream = np.random.default_rng([INFORMATION_SEED, row])
     return torch.from_numpy(stream.choice(n, min(n, INFORMATION_PIXELS), replace=False)).to(device)
-
-
-class _DetailTally:
-    """Sums of what `Details` says of n posteriors."""
-
-    def __init__(self, n: int, *, device: torch.device | str) -> None:
-        self.n_drawn = 0
-        self.information, self.variance = torch.zeros(2, n, dtype=torch.float64, device=device)
-        self.gaps = torch.zeros(n, WIDE, dtype=torch.float64, device=device)
-
-    def add_information(self, mean: Tensor, variances: Tensor) -> None:
-        self.n_drawn += len(mean)
-        self.information += quantities(mean.expand_as(variances), variances).mutual_information.sum(1)
-
-    def add(self, probit: Tensor, variances: Tensor, masks: Tensor) -> None:
-        """Of each bin (a, b] of the probability, the sum of p - y: its size is the bin's share of the ECE."""
-        probabilities = torch.sigmoid(probit)
-        bins = torch.ceil(probabilities * WIDE).long().clamp_(1, WIDE) - 1
-        self.gaps.scatter_add_(1, bins, probabilities - masks.double())
-        self.variance += variances.sum(1)
-
-    def means(self, n_pixels: int) -> Details:
-        ece = self.gaps.abs().sum(1) / n_pixels
-        return Details(*(each.cpu() for each in (ece, self.variance / n_pixels, self.information / self.n_drawn)))

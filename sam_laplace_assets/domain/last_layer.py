@@ -1,13 +1,18 @@
 """The head's last layer, a 1x1 convolution: its weights, its inputs, and every row of a pack on its way through it."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sam_laplace_assets.domain.ahead import ahead
 from sam_laplace_assets.domain.head import frozen_copy, head_inputs
 from sam_laplace_assets.domain.pack import Progress, Rows, batches
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -69,30 +74,62 @@ def quick_layout(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if quick else x
 
 
-def row_passes(
+def over_rows(
     head: nn.Module,
     rows: Rows,
+    work: Callable[[RowPass], Result],
     *,
     target_layer: str,
     logit_clip: float,
     batch_size: int,
     device: torch.device | str,
     progress: Progress | None = None,
-) -> Iterator[RowPass]:
-    """Every row of a pack through a frozen copy of the head, one at a time: feature maps of a row fit a CPU's cache."""
-    head = frozen_copy(head, device=device)
+) -> Iterator[Result]:
+    """What `work` makes of each row of a pack, in their order, on its way through a frozen copy of the head.
+
+    Rows go one at a time, as feature maps of one fit a core's cache; on a CPU several rows at once, each on one of the
+    threads that PyTorch may use, where `work` is called, too. What it makes does not depend on how many these are.
+    """
+    cores = torch.get_num_threads()
+    threads = cores if torch.device(device).type == "cpu" else 1
+    here = threading.local()
+
+    def begin() -> None:
+        here.head = frozen_copy(head, device=device)
+        torch.set_num_threads(max(1, cores // threads))
+
+    def made_of(row: _Row) -> Result:
+        x = quick_layout(head_inputs(row.stored.to(device), logit_clip=logit_clip))
+        features, logits = features_and_logits(here.head, x, target_layer=target_layer)
+        return work(RowPass(row.number, x, features, logits, row.masks.to(device)))
+
+    results = ahead(made_of, _one_by_one(rows, batch_size), depth=2 * threads, threads=threads, begin=begin)
+    try:
+        for done, result in enumerate(results, start=1):
+            yield result
+            if progress is not None and (done % batch_size == 0 or done == len(rows)):
+                progress(done, len(rows))
+    finally:
+        torch.set_num_threads(cores)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row as it is stored: inputs (1, 3, H, W) and masks (1, H, W)."""
+
+    number: int
+    stored: Tensor
+    masks: Tensor
+
+
+def _one_by_one(rows: Rows, batch_size: int) -> Iterator[_Row]:
     for batch in batches(rows, batch_size=batch_size):
-        stored, masks = batch.inputs.to(device), batch.masks.to(device)
-        for i, row in enumerate(batch.rows):
-            x = quick_layout(head_inputs(stored[i : i + 1], logit_clip=logit_clip))
-            features, logits = features_and_logits(head, x, target_layer=target_layer)
-            yield RowPass(int(row), x, features, logits, masks[i : i + 1])
-        if progress is not None:
-            progress(int(batch.rows[-1]) + 1, len(rows))
+        for i, number in enumerate(batch.rows):
+            yield _Row(int(number), batch.inputs[i : i + 1], batch.masks[i : i + 1])
 
 
 def pixel_features(features: Tensor) -> Tensor:
-    """(B, C, H, W) to (B * H * W, C); nothing is copied where the channels are last, as `row_passes` gives them."""
+    """(B, C, H, W) to (B * H * W, C); nothing is copied where the channels are last, as `over_rows` gives them."""
     return features.movedim(1, -1).flatten(0, -2)
 
 

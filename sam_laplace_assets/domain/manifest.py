@@ -10,6 +10,12 @@ from fractions import Fraction
 PARTITION_ROLES = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
 
+LONGEST_FILE_NAME = 240
+"""Bytes of a safe id: file systems take names of 255, and its files add an ending such as `_0003.png`."""
+
+LONGEST_KEY = 100
+"""Characters of a split key: it is a part of longer names of files and runs."""
+
 _KEY = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -22,6 +28,10 @@ def check_split_key(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError(
             f"Split key {key!r} is not a plain name: it must match {_KEY.pattern}, as in 'val' or 'test-underwater'."
+        )
+    if len(key) > LONGEST_KEY:
+        raise ValueError(
+            f"Split key {key!r} is too long: it has {len(key)} characters, {LONGEST_KEY} at most are taken."
         )
     role, dash, name = key.partition("-")
     if role not in PARTITION_ROLES:
@@ -36,6 +46,17 @@ def check_split_key(key: str) -> str:
 def safe_id(sample_id: str) -> str:
     """Sample id as a plain file name: "<class>__<stem>"."""
     return sample_id.replace("/", "__")
+
+
+def why_no_file_name(sample_id: str) -> str | None:
+    """Why the safe id of a sample cannot name its files; None where it can."""
+    length = len(safe_id(sample_id).encode())
+    if length > LONGEST_FILE_NAME:
+        return (
+            f"class and stem make a name of {length} bytes, {LONGEST_FILE_NAME} at most can be stored: "
+            "shorten the stem or the folders' names"
+        )
+    return None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A row is one prompt set of one image: what SAM said, where the points are, and t
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -52,13 +52,16 @@ class MemoryRows:
         inputs: (N, 3, H, W) float16 [logits, pos_map, neg_map].
         masks: (N, H, W) bool.
         images: (N,) int64, which image each row belongs to.
+        checked: (N,) bool, rows whose inputs were found finite: a later epoch need not look again.
     """
 
     inputs: Tensor
     masks: Tensor
     images: npt.NDArray[np.int64]
+    checked: npt.NDArray[np.bool_] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "checked", np.zeros(len(self.inputs), dtype=np.bool_))
         n, _, height, width = self.inputs.shape
         if self.masks.shape != (n, height, width) or self.images.shape != (n,):
             raise ValueError(
@@ -114,13 +117,16 @@ def _read(rows: Rows, chunk: npt.NDArray[np.int64]) -> Batch:
     batch = Batch(chunk, *rows.read(chunk))
     if batch.masks.dtype != torch.bool:
         raise ValueError(f"Masks of a pack must be bool, found {batch.masks.dtype}. Threshold them before packing.")
-    broken = [place for place, row in enumerate(batch.inputs) if not _is_finite(row)]
+    checked = rows.checked[chunk] if isinstance(rows, MemoryRows) else np.zeros(len(chunk), dtype=np.bool_)
+    broken = [place for place in np.flatnonzero(~checked) if not _is_finite(batch.inputs[place])]
     if broken:
         row = int(chunk[broken[0]])
         raise ValueError(
             f"Row {row} (image {int(rows.images[row])}) holds NaN or infinite inputs. "
             "Compute its SAM outputs again, or drop it from the pack."
         )
+    if isinstance(rows, MemoryRows):
+        rows.checked[chunk] = True
     return batch
 
 

@@ -18,6 +18,7 @@ from typing import IO, Literal, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin, urlsplit
 
+from sam_laplace_assets.redaction import redact
 from sam_laplace_assets.settings import AlertSettings
 
 COMMAND_SECONDS = 30.0
@@ -120,7 +121,7 @@ def _last_line(errors: IO[bytes]) -> str:
     errors.seek(0, os.SEEK_END)
     errors.seek(max(0, errors.tell() - TAIL_BYTES))
     lines = errors.read().decode(errors="replace").strip().splitlines()
-    return f": {lines[-1].strip().rstrip('.')}" if lines else ""
+    return f": {redact(lines[-1].strip().rstrip('.'))}" if lines else ""
 
 
 @dataclass(frozen=True)

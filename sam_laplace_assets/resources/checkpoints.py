@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_laplace_assets.domain.sam import FrozenSam, Precision
+from sam_laplace_assets.storage.weights import Damaged, require_unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,10 @@ def read_weights(checkpoint: Path) -> "dict[str, torch.Tensor]":
         found = "it is a folder" if checkpoint.is_dir() else "there is no such file"
         raise CheckpointRefused(f"Cannot load {checkpoint}: {found}. Set sam.checkpoint to a file of SAM's weights.")
     try:
+        require_unpacked(checkpoint, checkpoint.stat().st_size)
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=False)
+    except Damaged as error:
+        raise CheckpointRefused(f"Cannot load {checkpoint}: {error}") from error
     except _UNPICKLING_ERRORS as error:
         raise CheckpointRefused(f"Cannot load {checkpoint}: {_why_unreadable(checkpoint, error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):

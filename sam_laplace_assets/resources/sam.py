@@ -1,5 +1,6 @@
 """The frozen SAM that the settings name, loaded when it is first asked for."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,5 +103,6 @@ def remembered_sha256(path: Path, memory: Path) -> str:
     known = files.read_json(memory) if memory.exists() else {}
     if known.get(now) is None:
         known[now] = files.file_sha256(path)
-        files.write_json(memory, known)
+        with contextlib.suppress(files.DiskRefused):  # it is only a memory: who looks at what is there needs no room
+            files.write_json(memory, known)
     return str(known[now])

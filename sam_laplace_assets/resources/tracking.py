@@ -4,25 +4,33 @@ import contextlib
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 
 from sam_laplace_assets.domain.plan import Registered, Report
+from sam_laplace_assets.redaction import redact, without_user
 from sam_laplace_assets.settings import MlflowSettings, Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+T = TypeVar("T")
 UI_PORT = 5000
 AS_TRAINING = "workflowType=machine_learning"  # else MLflow's UI opens in its view of language models
 SQLITE = "sqlite:///"
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """By default MLflow waits minutes, at every asset, for a server that is down; what the environment says holds."""
+SECONDS_TO_BEGIN = 20.0
+SECONDS_IN_ALL = 60.0
+SHARE_OF_TIME = 0.1
+"""MLflow may hold up a run for so long before it begins, and in all for so long and a tenth of the run's time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Store:
     @property
     def ui(self) -> str:
         """Address of MLflow's UI."""
-        return self.uri.rstrip("/") if self.uri.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
+        return without_user(self.uri).rstrip("/") if self.uri.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
 
     def client(self) -> "MlflowClient":
         """A client; the first one makes the database, one process at a time."""
@@ -82,6 +90,8 @@ class TrackedRun:
     run_id: str = ""
     url: str = ""
     problems: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
 
     def log(self, report: Report, *, step: int | None = None) -> None:
         """Track a report's parameters, metrics, tables, pictures and files."""
@@ -94,17 +104,29 @@ class TrackedRun:
             self.attempt(lambda client: crown(client, champion))
 
     def attempt(self, call: Callable[["MlflowClient"], Any]) -> Any:
-        """Call MLflow; an error is noted, not raised."""
+        """Call MLflow; an error is noted, not raised, and so is that it takes too long."""
         if self.client is None:
             return None
+        client, started = self.client, time.monotonic()
         try:
-            return call(self.client)
+            return within(self._patience(started), lambda: call(client))
+        except TookTooLong:
+            waited = self.waited + time.monotonic() - started
+            self.problems.append(f"MLflow held up this run for {waited:.0f} s; nothing more was tracked")
+            self.client = None
         except LookupError as error:  # something of ours was never tracked; the server is well
             self.problems.append(str(error))
         except Exception as error:
-            self.problems.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            said = str(error).splitlines()[0] if str(error) else ""
+            self.problems.append(f"{type(error).__name__}: {redact(said)}")
             self.client = None
+        finally:
+            self.waited += time.monotonic() - started
         return None
+
+    def _patience(self, now: float) -> float:
+        """Seconds that MLflow may still hold up the run."""
+        return SECONDS_IN_ALL + SHARE_OF_TIME * (now - self.began) - self.waited
 
     def _log_numbers(self, client: "MlflowClient", report: Report, step: int | None) -> None:
         from mlflow.entities import Metric, Param
@@ -128,6 +150,33 @@ class TrackedRun:
             for title, content in report.files.items():
                 _put(folder / (MODEL if report.model else "files") / title, content)
             client.log_artifacts(self.run_id, str(folder))
+
+
+class TookTooLong(RuntimeError):
+    """MLflow did not answer in time."""
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What a call gives. A thread makes it, since no setting of MLflow's bounds a slow drip, a lock or a dead disk.
+
+    Raises:
+        TookTooLong: there was no answer in time; the call is left to itself, and ends with the process.
+    """
+    answered: Future[T] = Future()
+
+    def answer() -> None:
+        try:
+            answered.set_result(call())
+        except BaseException as error:
+            answered.set_exception(error)
+
+    threading.Thread(target=answer, name="mlflow", daemon=True).start()
+    try:
+        return answered.result(max(seconds, 0.0))
+    except TimeoutError:
+        if answered.done():
+            raise
+        raise TookTooLong from None
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -185,12 +234,17 @@ def start(settings: Settings, name: str, tags: Mapping[str, str]) -> TrackedRun:
     """A run that has begun, or one that tracks nothing and says why."""
     store = Store.of(settings)
     try:
-        client = store.client()
-        experiment = store.experiment(client, settings.mlflow.experiment)
-        created = client.create_run(experiment, run_name=name, tags=dict(tags))
+        return within(SECONDS_TO_BEGIN, lambda: _begin(store, settings.mlflow.experiment, name, tags))
+    except TookTooLong:
+        return TrackedRun(problems=[f"MLflow did not answer within {SECONDS_TO_BEGIN:.0f} s; nothing was tracked"])
     except Exception as error:
-        return TrackedRun(problems=[f"{type(error).__name__}: {error}"])
-    run_id = created.info.run_id
+        return TrackedRun(problems=[f"{type(error).__name__}: {redact(str(error))}"])
+
+
+def _begin(store: Store, experiment_name: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
+    client = store.client()
+    experiment = store.experiment(client, experiment_name)
+    run_id = client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
     return TrackedRun(client, run_id, f"{store.ui}/#/experiments/{experiment}/runs/{run_id}?{AS_TRAINING}")
 
 

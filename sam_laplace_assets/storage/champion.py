@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, digest
-from sam_laplace_assets.storage import files, posterior
+from sam_laplace_assets.storage import files, inside, posterior
 from sam_laplace_assets.storage.store import NotMade, OneItemStore
 
 VERSION = 2
@@ -63,16 +63,16 @@ class ChampionStore(OneItemStore):
             if decision["after"] != last_decision(self._history.parent):
                 raise ValueError("Another decision was taken meanwhile, so this one is not recorded. "
                                  "Materialise champion again.")  # fmt: skip
-            lines = [json.dumps(one) for one in [*past, decision]]
+            lines = [json.dumps(files.sealed(one)) for one in [*past, decision]]
             files.write_bytes(self._history, "".join(f"{line}\n" for line in lines).encode())
-        files.write_json(self._champion, _without_candidates(decision))
+        self._name(decision)
         return _record(decision)
 
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
         """Have champion.json say what the history ends with; the digest of who holds the title."""
         decision = in_force(self._history.parent)
         if decision is not None and not self.finished(plan, records):
-            files.write_json(self._champion, _without_candidates(decision))
+            self._name(decision)
         return super().finish(plan, records, complete=complete)
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
@@ -86,6 +86,9 @@ class ChampionStore(OneItemStore):
             raise
         except (ValueError, KeyError, TypeError):
             return False
+
+    def _name(self, decision: Mapping[str, Any]) -> None:
+        files.write_json(self._champion, files.sealed(_without_candidates(decision)))
 
 
 def read_champion(folder: Path) -> Champion | None:
@@ -130,17 +133,22 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """Every decision, first to last.
 
     Raises:
-        ValueError: a line is no JSON; names the file and what to do.
+        ValueError: a line is no JSON, or not what was written; names the file and what to do.
     """
     path = folder / "champion_history.jsonl"
     if not path.exists():
         return []
     try:
         history = [dict(json.loads(line)) for line in path.read_bytes().splitlines()]
-        versions = [int(decision["version"]) for decision in history]
+        versions = [int(decision["version"]) for decision in history if inside.plain(decision.get("run_id", PART))]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} holds a line that is no decision: {error}. Mend or remove that line.") from error
     files.refuse_newer(path, max(versions, default=0), version=VERSION)
+    if other := [at for at, decision in enumerate(history, start=1) if not files.says_what_was_written(decision)]:
+        raise ValueError(
+            f"{path} is damaged: line {other[0]} does not say what was decided. Put a copy of it back, or move it "
+            "away: champion.json says who holds the title."
+        )
     return history
 
 
@@ -159,9 +167,8 @@ def in_force(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    value = dict(files.read_json(path))
-    files.refuse_newer(path, value["version"], version=VERSION)
-    return value
+    value = files.read_sealed(path, version=VERSION)
+    return value | {"run_id": inside.plain(value["run_id"])}
 
 
 def _without_candidates(decision: Mapping[str, Any]) -> dict[str, Any]:

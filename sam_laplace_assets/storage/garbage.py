@@ -23,16 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam_laplace_assets.domain.plan import Item
-from sam_laplace_assets.storage import embeddings, files, sam
+from sam_laplace_assets.storage import embeddings, files, panels, sam
 from sam_laplace_assets.storage.in_use import RunKind, RunUse, SplitUse, split_of
 from sam_laplace_assets.storage.ledger import Entry, Ledger
+from sam_laplace_assets.storage.pack import SHARD
 from sam_laplace_assets.storage.project import Project
 
 CONDEMNED = f"{files.TEMPORARY}gc-"
 BY_SAMPLE = ("prompt_scores", "active_prompting")
 FOLDERS = ("manifests", "prompt_sets", "sam_precompute", "training_data", "checkpoints", "laplace", "reports")
 SET = re.compile(r"promptset_(\d{4,})")
-SHARD = re.compile(r"[0-9a-f]{24}\.h5")
 POINTERS = re.compile(r"current-.*\.json|champion\.json|champion_history\.jsonl")
 
 
@@ -268,6 +268,6 @@ def _format_of(path: Path) -> str:
 def _is_panel(path: Path) -> bool:
     from PIL import Image
 
-    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as picture:
+    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path, formats=panels.FORMATS) as picture:
         return bool(picture.info.get("format") == "panel")
     return False

@@ -56,7 +56,7 @@ class HeadRun:
         state = weights.read_versioned(folder / STATE, version=VERSION)
         if not state["finished"]:
             raise NotMade(f"{folder.name} is not trained to its end. Materialise head_checkpoint to go on with it.")
-        config = yaml.safe_load(_read_all(folder, state)[CONFIG])
+        config = _config(folder, _read_all(folder, state)[CONFIG])
         name = folder.name.removeprefix("run_")
         return cls(name, folder, state["sha256"]["best.pt"], config, state["history"])
 
@@ -73,7 +73,7 @@ class HeadRun:
 
     def weights(self) -> dict[str, Any]:
         """State dict of the best epoch, checked against its SHA-256."""
-        return dict(weights.load(_verified(self.folder, "best.pt", self.best_sha256)))
+        return dict(weights.load(_verified(self.folder, "best.pt", self.best_sha256), path=self.folder / "best.pt"))
 
 
 class HeadStore(RunStore):
@@ -93,7 +93,7 @@ class HeadStore(RunStore):
         if state["provenance"] != item.parts[PART]:
             raise weights.Damaged(f"{folder} was made from something else. Move it away, then materialise again.")
         contents = _read_all(folder, state)
-        return restore({**state, **{name: weights.load(contents[name]) for name in WEIGHTS}})
+        return restore({**state, **{name: weights.load(contents[name], path=folder / name) for name in WEIGHTS}})
 
     def write(self, item: Item, parts: frozenset[str], value: Mapping[str, Any]) -> Record:
         """Save an epoch; what was finished is never made over.
@@ -116,7 +116,7 @@ class HeadStore(RunStore):
         state = {"format": "head_checkpoint", "version": VERSION, "provenance": item.parts[PART], **facts}
         state["sha256"] = {name: files.sha256(content) for name, content in contents.items()}
         files.write_set({folder / f"{name}.next": content for name, content in contents.items()})
-        files.write_json(folder / STATE, state)
+        files.write_json(folder / STATE, files.sealed(state))
         _settle(folder)
         return _record(state)
 
@@ -144,10 +144,19 @@ def _state(folder: Path) -> dict[str, Any] | None:
     return weights.read_versioned(folder / STATE, version=VERSION) if (folder / STATE).exists() else None
 
 
+def _config(folder: Path, content: bytes) -> Mapping[str, Any]:
+    """What a run was trained with. Raises `Damaged` where that is no plain YAML."""
+    try:
+        return dict(yaml.safe_load(content))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise weights.Damaged(f"{folder / CONFIG} holds no settings of a run. Put it back, or train again.") from error
+
+
 def _settle(folder: Path) -> None:
     """Let the files that epoch_state.json names take their names, before others could take their place."""
     state = _state(folder)
-    for name, sha256 in (state or {"sha256": {}})["sha256"].items():
+    named = (state or {"sha256": {}})["sha256"]
+    for name, sha256 in ((name, named[name]) for name in (CONFIG, *WEIGHTS) if name in named):
         pending = folder / f"{name}.next"
         if pending.exists() and files.file_sha256(pending) == sha256:
             pending.replace(folder / name)

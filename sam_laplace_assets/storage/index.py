@@ -88,6 +88,10 @@ def read_index(stem: Path, table_format: tables.Format, *, split: str) -> "tuple
         TableRefused: it is of an older version, or not whole.
     """
     path = tables.path_of(stem, table_format)
+    return tables.of_one_writing(path, lambda: _read(path, split=split))
+
+
+def _read(path: Path, *, split: str) -> "tuple[pd.DataFrame, bool]":
     note = tables.read_note(path, version=VERSION)
     if note is None:
         raise NotMade(f"{path.name} is not there. Materialise training_index[{split}] first.")

@@ -10,9 +10,22 @@ import h5py
 import numpy as np
 
 from sam_laplace_assets.domain.plan import digest
+from sam_laplace_assets.storage import files
 from sam_laplace_assets.storage import shards as shard_files
-from sam_laplace_assets.storage.shards import ARRAYS, NUMBERS, SHAPE, ShardSource, Slot, write_strings
+from sam_laplace_assets.storage.files import CHECK
+from sam_laplace_assets.storage.shards import (
+    ARRAYS,
+    MARGIN,
+    NUMBERS,
+    SHAPE,
+    ShardSource,
+    Slot,
+    write_column,
+    write_strings,
+)
 
+BYTES_A_ROW = 512
+"""Of the file over the shards, at most: its columns and the longest safe id."""
 MISSING = np.uint8(255)
 """What HDF5 reads as a mask where a shard is gone."""
 
@@ -43,18 +56,25 @@ def write_layout(path: Path, shards: Path, pack: Layout) -> None:
     slots = list(pack.slots.values())
     rows = sum(slot.rows for slot in slots)
     sources = {name: ShardSource.open(shards / name) for name in pack.shards}
+    files.require_room(path.parent, MARGIN + BYTES_A_ROW * rows)
     with h5py.File(path, "w", libver="v110", locking=False) as file:
         for name in ARRAYS:
             spans = [(slot.shard, slot.first, slot.last) for slot in slots]
             _virtual(file, name, "float16", rows, spans, sources, np.float16("nan"))
         masks = [(slot.shard, slot.mask, slot.mask + 1) for slot in slots]
         _virtual(file, "mask", "uint8", len(slots), masks, sources, MISSING)
-        file["mask_of_row"] = np.repeat(np.arange(len(slots)), [slot.rows for slot in slots])
+        write_column(file, "mask_of_row", np.repeat(np.arange(len(slots)), [slot.rows for slot in slots]))
         for name in NUMBERS:
             values = [sources[slot.shard].columns[name][slot.first : slot.last] for slot in slots]
-            file[name] = np.concatenate(values) if values else np.zeros(0, dtype=np.int64)
+            write_column(file, name, np.concatenate(values) if values else np.zeros(0, dtype=np.int64))
         write_strings(file, "safe_id", list(pack.slots))
         file.attrs.update(_pack_attributes(shards, pack))
+        file.attrs[CHECK] = digest_of_attributes(file)
+
+
+def digest_of_attributes(file: h5py.File) -> str:
+    """Digest of what a pack says of itself: HDF5 keeps texts where no checksum is."""
+    return digest({name: str(value) for name, value in file.attrs.items() if name != CHECK})
 
 
 def _pack_attributes(shards: Path, pack: Layout) -> dict[str, Any]:

@@ -9,7 +9,7 @@ beats             counted up every `SECONDS_BETWEEN_BEATS`
 Whoever finds it waits until it is gone. A holder that is dead does not remove it, so it expires: at once where its host
 is this one and its process is gone, else when it has not been seen to change for `SECONDS_OF_SILENCE` by the clock of
 the one who waits. It needs no locks, no common clock and no more of a file system than that one of two creations of a
-file fails.
+file fails (`open(..., "x")`), as it does on local ones and on NFS since version 3; over NFSv2 nothing holds it.
 """
 
 import contextlib
@@ -31,6 +31,8 @@ SECONDS_OF_SILENCE = 60.0
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_WORDS = 30.0
 SECONDS_OF_ROUNDING = 1.0
+SECONDS_UNTIL_PUT_BACK = 0.5
+LOOKS_UNTIL_THEN = 10
 
 
 class LeaseLost(RuntimeError):
@@ -54,12 +56,7 @@ class Lease:
     def take(self) -> bool:
         """Whether nobody had it, so that it is ours now."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self.path.open("x", encoding="utf-8") as file:
-                file.write(self._text())
-        except FileExistsError:
-            return False
-        return True
+        return _create(self.path, self._text())
 
     def beat(self) -> bool:
         """Say that we are alive; False if the lease is no longer ours."""
@@ -67,8 +64,12 @@ class Lease:
             return False
         self.beats += 1
         temporary = self.path.with_name(f"{files.TEMPORARY}{uuid.uuid4().hex}")
-        temporary.write_text(self._text(), encoding="utf-8")
-        temporary.replace(self.path)
+        try:
+            temporary.write_text(self._text(), encoding="utf-8")
+            temporary.replace(self.path)
+        except OSError:  # a full disk: without this there would be one more at each beat
+            temporary.unlink(missing_ok=True)
+            raise
         return True
 
     def release(self) -> bool:
@@ -79,7 +80,13 @@ class Lease:
         return True
 
     def _is_ours(self) -> bool:
-        return _facts(_read(self.path) or "").get("token") == self.token
+        """Whether the file says so; where it is away or says nothing, somebody may just be putting it back."""
+        for _ in range(LOOKS_UNTIL_THEN):
+            token = _facts(_read(self.path) or "").get("token")
+            if token is not None:
+                return bool(token == self.token)
+            time.sleep(SECONDS_UNTIL_PUT_BACK / LOOKS_UNTIL_THEN)
+        return False
 
     def _text(self) -> str:
         import psutil
@@ -153,10 +160,34 @@ def _bury(path: Path, expected: str) -> None:
     grave = path.with_name(f"{files.TEMPORARY}{uuid.uuid4().hex}")
     with contextlib.suppress(FileNotFoundError):
         path.rename(grave)
-        if grave.read_text(encoding="utf-8") != expected:
-            with contextlib.suppress(FileExistsError):
-                path.hardlink_to(grave)
+        if (found := _read(grave)) is not None and found != expected:
+            _put_back(path, grave, found)
         grave.unlink()
+
+
+def _put_back(path: Path, grave: Path, text: str) -> None:
+    """Give a lease its place again, unless another one has that by now."""
+    try:
+        path.hardlink_to(grave)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        _create(path, text)
+
+
+def _create(path: Path, text: str) -> bool:
+    """Whether there was no such file, so that it is this one now; one that cannot be written is not left behind."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(text)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _is_dead(facts: dict[str, Any]) -> bool:
@@ -193,6 +224,6 @@ def _facts(text: str) -> dict[str, Any]:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None

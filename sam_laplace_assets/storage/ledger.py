@@ -104,6 +104,10 @@ class Ledger:
     @classmethod
     def load(cls, path: Path) -> "Ledger":
         """The ledger at `path`; an empty one where there is none that can be read. Raises `NewerFormat`."""
+        return tables.of_one_writing(path, lambda: cls._load(path))
+
+    @classmethod
+    def _load(cls, path: Path) -> "Ledger":
         note = tables.read_note(path, version=VERSION)
         try:
             return cls(path) if note is None else cls(path, _entries(path), note["complete"], note["data_version"])

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from sam_laplace_assets.domain.manifest import safe_id
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, digest_of_all
-from sam_laplace_assets.storage import images, tables
+from sam_laplace_assets.storage import images, inside, tables
+from sam_laplace_assets.storage.samples import Found
 from sam_laplace_assets.storage.store import NotMade, RowStore
 
 VERSION = 1
@@ -71,6 +72,13 @@ class RowOf:
     at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A row that is not to be remembered: its files went away, or could not be read, and may come back as they were."""
+
+    row: Row
+
+
 @dataclass(frozen=True)
 class Place:
     """The folder of all manifests, and the format of their tables."""
@@ -114,7 +122,7 @@ class Sample:
     @property
     def key(self) -> str:
         """The sample_id as a plain file name."""
-        return str(self.row["safe_id"])
+        return inside.plain(str(self.row["safe_id"]))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -123,13 +131,13 @@ class Sample:
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8. Raises `UnreadableFile` if its content is no longer that of the manifest."""
-        image = images.read_image(self.images_root / self.row["image_path"])
+        image = images.read_image(inside.below(self.images_root, self.row["image_path"]))
         self._check("image", images.pixel_digest(image))
         return image
 
     def mask(self) -> np.ndarray:
         """(h, w) bool, of its own size. Raises `UnreadableFile` if its content is no longer that of the manifest."""
-        mask = images.read_mask(self.masks_root / self.row["mask_path"])
+        mask = images.read_mask(inside.below(self.masks_root, self.row["mask_path"]))
         self._check("mask", images.mask_digest(mask))
         return mask
 
@@ -171,7 +179,7 @@ class AllSamples:
     @classmethod
     def open(cls, place: Place) -> "AllSamples":
         """The table. Raises `NotMade`."""
-        return cls(Rows(read_manifest(place, "all_samples")), is_complete(place, "all_samples"))
+        return cls(*_rows_and_whether_all(place, "all_samples"))
 
 
 @dataclass(frozen=True)
@@ -197,14 +205,17 @@ class ManifestStore(RowStore):
         """The table that an item is a row of."""
         return self._place.table(self._name)
 
-    def write(self, item: Item, parts: frozenset[str], value: Row | RowOf) -> Record:
+    def write(self, item: Item, parts: frozenset[str], value: Row | RowOf | Passing) -> Record:
         """Take a row into the ledger; of one that the plan has anyway, only its digest."""
         if isinstance(value, RowOf):
             return self._remember(item.key, "", Record(item.parts, item.parts, NOTHING))
+        if isinstance(value, Passing):
+            return self._remember(item.key, "", Record(NOTHING, NOTHING, value.row))
         return super().write(item, parts, value)
 
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
-        """Write the table, the remembered splits first."""
+        """Write the table, the remembered splits first. Raises `NewerFormat` rather than replace a newer one."""
+        tables.read_note(self._place.table(self._name), version=VERSION)
         kept = read_assignments(self._place)
         rows, splits = _assigned(plan, records, kept)
         whole = tables.read_note(self._place.assignments, version=VERSION) is not None
@@ -296,8 +307,15 @@ def _places_of_assignments(place: Place) -> list[Path]:
 
 def open_manifest(place: Place, split: str, *, images_root: Path, masks_root: Path) -> Manifest:
     """The valid samples of a split. Raises `NotMade`."""
-    rows = Rows(read_manifest(place, split)).valid()
-    return Manifest(split, rows, images_root, masks_root, is_complete(place, split))
+    rows, complete = _rows_and_whether_all(place, split)
+    return Manifest(split, rows.valid(), images_root, masks_root, complete)
+
+
+def _rows_and_whether_all(place: Place, name: str) -> tuple[Rows, bool]:
+    """The rows of a manifest, and whether it holds all its samples. Raises `NotMade`."""
+    return tables.of_one_writing(
+        place.table(name), lambda: (Rows(read_manifest(place, name)), is_complete(place, name))
+    )
 
 
 def read_rows(place: Place, name: str) -> list[dict[str, Any]]:
@@ -323,8 +341,8 @@ def is_complete(place: Place, name: str) -> bool:
     return bool(note and note["complete"])
 
 
-def read_row(found: images.Found, *, images_root: Path, masks_root: Path) -> dict[str, Any]:
-    """The row of a found file pair: valid, or refused with a reason."""
+def read_row(found: Found, *, images_root: Path, masks_root: Path) -> dict[str, Any] | Passing:
+    """The row of a found file pair: valid, or refused with a reason, which may be a passing one."""
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     row |= {"sample_id": found.sample_id, "safe_id": safe_id(found.sample_id), "class": found.class_name}
     row |= {"image_path": found.image_path, "mask_path": found.mask_path, "valid": False, "reason": found.reason}
@@ -332,7 +350,9 @@ def read_row(found: images.Found, *, images_root: Path, masks_root: Path) -> dic
         return row
     try:
         return row | _measure(images_root / found.image_path, masks_root / found.mask_path) | {"valid": True}
-    except (images.UnreadableFile, images.UnusableMask, OSError) as error:
+    except images.FileGone as error:
+        return Passing(row | {"reason": str(error)})
+    except (images.UnreadableFile, images.UnusableMask) as error:
         return row | {"reason": str(error)}
 
 

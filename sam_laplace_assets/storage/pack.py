@@ -12,7 +12,10 @@
   logits_256, pos_map, neg_map  (N, 256, 256) virtual, over the shards
   mask                          (I, 256, 256) virtual;  mask_of_row (N,) int64: which mask a row has
   promptset_id, k_pairs, n_pos, n_neg (N,);   safe_id (I,)
-  attributes: format, version, split, complete, data_version, layout (digest of it all), shards (JSON, name -> bytes)
+  attributes: format, version, split, complete, data_version, layout (digest of it all), shards (JSON, name -> bytes),
+  check (digest of the others)
+
+The columns beside the arrays are one chunk each, with its checksum.
 
 Uncompressed, as any HDF5 reader knows it: of the filters that all have, lzf writes and reads at a quarter of the speed,
 gzip slower still; blosc-lz4 would be as fast in a third of the space, but is a plugin that every reader must install.
@@ -23,6 +26,7 @@ no longer needs stay until the one after it, for those who still read the pack b
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +35,26 @@ import h5py
 import numpy as np
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, data_version
-from sam_laplace_assets.storage import files
-from sam_laplace_assets.storage.layout import Layout, write_layout
-from sam_laplace_assets.storage.shards import ARRAYS, PART, SHAPE, VERSION, PackedSample, ShardWriter, Slot, read_slots
+from sam_laplace_assets.storage import files, inside
+from sam_laplace_assets.storage.enclosed import DataElsewhere, require_enclosed
+from sam_laplace_assets.storage.layout import Layout, digest_of_attributes, write_layout
+from sam_laplace_assets.storage.shards import (
+    ARRAYS,
+    PART,
+    SHAPE,
+    UNREADABLE,
+    VERSION,
+    PackedSample,
+    ShardWriter,
+    Slot,
+    read_slots,
+)
 from sam_laplace_assets.storage.store import NotMade
 
 ROWS_PER_SHARD = 1024
 LIVE_FRACTION = 0.5
+ANEW = "Delete it and materialise hdf5_pack again; SAM is not asked for it."
+SHARD = re.compile(r"[0-9a-f]{24}\.h5")
 
 
 class PackRefused(ValueError):
@@ -111,7 +128,8 @@ class PackStore:
     def _tidy(self, keep: Collection[str]) -> None:
         """Remove old shards that neither this pack nor the one before needs, and what killed writers left."""
         for path in self._shards.glob("*.h5"):
-            if path.name not in keep and files.is_old(path):  # a young one may be another run's, or still be read
+            ours = SHARD.fullmatch(path.name) and path.name not in keep
+            if ours and files.is_old(path):  # a young one may be another run's, or still be read
                 path.unlink(missing_ok=True)
         for folder in (self._shards, self._path.parent):
             files.sweep(folder)
@@ -128,7 +146,7 @@ class PackStore:
         try:
             with h5py.File(self._path, "r", locking=False) as file:
                 return set(json.loads(file.attrs["shards"]))
-        except (OSError, KeyError):
+        except (*UNREADABLE, ValueError):
             return set()
 
     def _slots(self, items: Sequence[Item]) -> dict[str, Slot]:
@@ -173,10 +191,13 @@ class Pack:
     def open(cls, path: Path) -> "Pack":
         """Read what a pack says of itself. Raises `NotMade` or `PackRefused`."""
         with open_pack(path) as file:
-            names = tuple(file["safe_id"].asstr()[:].tolist())
             attributes = {name: file.attrs[name] for name in ("split", "data_version")}
-            return cls(path, **attributes, complete=bool(file.attrs["complete"]), safe_ids=names,
-                       images=file["mask_of_row"][:], n_pos=file["n_pos"][:], n_neg=file["n_neg"][:])  # fmt: skip
+            try:
+                names = tuple(file["safe_id"].asstr()[:].tolist())
+                columns = {"images": file["mask_of_row"][:], "n_pos": file["n_pos"][:], "n_neg": file["n_neg"][:]}
+            except (*UNREADABLE, ValueError) as error:
+                raise PackRefused(f"{path} is damaged ({error}). {ANEW}") from error
+            return cls(path, **attributes, complete=bool(file.attrs["complete"]), safe_ids=names, **columns)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -199,7 +220,7 @@ def open_pack(path: Path) -> h5py.File:
         raise NotMade(f"{path.name} is not there. Materialise hdf5_pack[{path.stem}] first.")
     try:
         file = h5py.File(path, "r", locking=False)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise PackRefused(f"{path} is not a readable HDF5 file ({error}). Materialise hdf5_pack again.") from error
     try:
         if file.attrs.get("format") != "pack":
@@ -210,17 +231,32 @@ def open_pack(path: Path) -> h5py.File:
                 f"{path} has format version {file.attrs['version']}, without numbers of positive and negative points. "
                 "Materialise hdf5_pack again; SAM is not asked for it."
             )
+        if file.attrs.get(files.CHECK, check := digest_of_attributes(file)) != check:
+            raise PackRefused(f"{path} is damaged: it does not say of itself what was written. {ANEW}")
         check_shards(path, file)
+        require_enclosed(path, file, sources=shards_of(path, file))
+    except DataElsewhere as error:
+        file.close()
+        raise PackRefused(str(error)) from error
+    except UNREADABLE as error:
+        file.close()
+        raise PackRefused(f"{path} is damaged ({error}). {ANEW}") from error
     except BaseException:
         file.close()
         raise
     return file
 
 
+def shards_of(path: Path, file: h5py.File) -> dict[str, Path]:
+    """The shards of a pack: as it names them, and where they lie. Raises `LeadsOut` if it names what is none."""
+    folder = path.with_name(f"{path.stem}_shards")
+    return {f"{folder.name}/{name}": folder / inside.plain(name) for name in json.loads(file.attrs["shards"])}
+
+
 def check_shards(path: Path, file: h5py.File) -> None:
     """Whether all shards of a pack are there with the size that it names. Raises `PackRefused`."""
     for name, size in json.loads(file.attrs["shards"]).items():
-        shard = path.with_name(f"{path.stem}_shards") / name
+        shard = path.with_name(f"{path.stem}_shards") / inside.plain(name)
         found = shard.stat().st_size if shard.exists() else None
         if found != size:
             raise PackRefused(

@@ -14,6 +14,8 @@ from sam_laplace_assets.storage.store import PlainStore
 VERSION = 1
 PART = "png"
 PROVENANCE = "provenance"
+FORMATS = ("PNG",)
+"""What is looked at as a picture: Pillow would hand PostScript, whatever it is called, to a program that runs it."""
 
 
 class PanelStore(PlainStore):
@@ -44,7 +46,7 @@ def _sign(png: bytes, provenance: str) -> bytes:
     for name, value in {"format": "panel", "version": str(VERSION), PROVENANCE: provenance}.items():
         text.add_text(name, value)
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as picture:
+    with Image.open(io.BytesIO(png), formats=FORMATS) as picture:
         picture.save(buffer, "PNG", pnginfo=text, optimize=True)
     return buffer.getvalue()
 
@@ -53,7 +55,7 @@ def _read(path: Path) -> Record | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             texts = {name: str(picture.info[name]) for name in ("version", PROVENANCE)}
             files.refuse_newer(path, texts["version"], version=VERSION)
             picture.load()

@@ -100,7 +100,7 @@ class PosteriorRun:
         return float(scale["value"]) if scale.get("applied") else 1.0
 
     def _saved(self) -> dict[str, Any]:
-        return dict(weights.load(_verified(self.folder, STATE, self.meta)))
+        return dict(weights.load(_verified(self.folder, STATE, self.meta), path=self.folder / STATE))
 
 
 def open_predictor(folder: Path, *, device: str = "cpu") -> "Predictor":
@@ -136,7 +136,7 @@ class PosteriorStore(RunStore):
         meta |= {"provenance": item.parts[PART]}
         meta["sha256"] = {name: files.sha256(content) for name, content in contents.items()}
         named = {folder / name: content for name, content in contents.items()}
-        files.write_set({**named, folder / META: files.json_bytes(meta)})
+        files.write_set({**named, folder / META: files.json_bytes(files.sealed(meta))})
         return _record(meta)
 
 

@@ -145,15 +145,26 @@ def roots_of(data: DataSettings, split: str) -> SplitRoots:
             f"Split {split!r} has no data: {folder} is not there. Put images and masks into {folder / 'images'} and "
             f"{folder / 'masks'}, or name both roots under data.splits.{split} in the settings."
         )
+    if not data.allow_links_out and _leads_out(folder, data.splits_root):
+        raise SplitUnknown(
+            f"Split {split!r} is a link out of {data.splits_root}, to {folder.resolve()}. Name both roots under "
+            f"data.splits.{split} in the settings, or set data.allow_links_out: true."
+        )
     return SplitRoots(folder / "images", folder / "masks", *keys)
 
 
 def named_splits(data: DataSettings) -> list[str]:
-    """Named splits that have a folder or stand in the settings."""
-    found = set(data.splits)
-    if data.splits_root is not None and data.splits_root.is_dir():
-        found |= {path.name for path in data.splits_root.iterdir() if path.is_dir() and _is_key(path.name)}
+    """Named splits that have a folder or stand in the settings; a link out of the root is none unless it is allowed."""
+    found, root = set(data.splits), data.splits_root
+    if root is not None and root.is_dir():
+        folders = (path for path in root.iterdir() if _is_key(path.name) and path.is_dir())
+        found |= {path.name for path in folders if data.allow_links_out or not _leads_out(path, root)}
     return sorted(found - set(PARTITION_ROLES))
+
+
+def _leads_out(folder: Path, root: Path) -> bool:
+    """Whether a folder below a root lies elsewhere, by a link."""
+    return not folder.resolve().is_relative_to(root.resolve())
 
 
 def _is_key(name: str) -> bool:

@@ -81,7 +81,7 @@ class PromptStore(FileStore):
         document = {"format": "prompt_sets", "version": VERSION, **item.source.header()}
         document["points_digest"] = digest(_points(value))
         document["prompt_sets"] = [_as_json(prompt_set) for prompt_set in value]
-        files.write_json(self.locate(item), document)
+        files.write_json(self.locate(item), files.sealed(document))
         return _record(document, value)
 
 
@@ -109,9 +109,7 @@ def points_digest(prompt_set: PromptSet) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    document = dict(files.read_json(path))
-    files.refuse_newer(path, document["version"], version=VERSION)
-    return document
+    return files.read_sealed(path, version=VERSION)
 
 
 def _record(document: Mapping[str, Any], sets: Sequence[PromptSet]) -> Record:

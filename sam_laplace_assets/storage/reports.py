@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record, digest
-from sam_laplace_assets.storage import files, tables
+from sam_laplace_assets.storage import files, inside, tables
 from sam_laplace_assets.storage.store import FileStore, NotMade, OneItemStore
 from sam_laplace_assets.storage.tables import Format
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 VERSION = 1
 PART = "report"
 SUMMARY = "summary.json"
-OF_A_REPORT = ("*.png", "*.parquet", "*.csv", "*.csv.json")
 KEPT = "samples.ledger.parquet"
 
 
@@ -167,10 +166,19 @@ def write_report(folder: Path, layout: Layout, found: Findings, *, provenance: s
     summary = {"format": "report", "version": VERSION, "asset": layout.asset, "provenance": provenance,
                "data_version": version, "complete": complete, "facts": facts,
                "sha256": {path.name: files.sha256(content) for path, content in contents.items()}}  # fmt: skip
+    before = _named(folder)
     files.write_set({**contents, folder / SUMMARY: files.json_bytes(summary)})
-    for stray in {path for pattern in OF_A_REPORT for path in folder.glob(pattern)} - {*contents, folder / KEPT}:
-        stray.unlink(missing_ok=True)
+    for path in before - contents.keys():
+        path.unlink(missing_ok=True)
     return version
+
+
+def _named(folder: Path) -> set[Path]:
+    """The files that the report which is there now names: nothing else is ours to remove."""
+    try:
+        return {folder / inside.plain(name) for name in files.read_json(folder / SUMMARY)["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def read_summary(folder: Path, layout: Layout | None = None) -> dict[str, Any] | None:
@@ -178,7 +186,8 @@ def read_summary(folder: Path, layout: Layout | None = None) -> dict[str, Any] |
     try:
         summary = dict(files.read_json(folder / SUMMARY))
         files.refuse_newer(folder / SUMMARY, summary["version"], version=VERSION)
-        whole = all(files.file_sha256(folder / name) == sha256 for name, sha256 in summary["sha256"].items())
+        named = {folder / inside.plain(name): sha256 for name, sha256 in summary["sha256"].items()}
+        whole = all(files.file_sha256(path) == sha256 for path, sha256 in named.items())
         needed = [summary[name] for name in ("provenance", "data_version", "complete", "facts")]
     except files.NewerFormat:
         raise

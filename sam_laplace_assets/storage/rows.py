@@ -1,6 +1,7 @@
 """Reading a pack's rows: as they lie on disk, or once into memory."""
 
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from sam_laplace_assets.domain.pack import MemoryRows, Rows
+from sam_laplace_assets.storage.enclosed import require_enclosed
 from sam_laplace_assets.storage.layout import MISSING
-from sam_laplace_assets.storage.pack import Pack, PackRefused, check_shards, open_pack
-from sam_laplace_assets.storage.shards import ARRAYS, SHAPE
+from sam_laplace_assets.storage.pack import Pack, PackRefused, check_shards, open_pack, shards_of
+from sam_laplace_assets.storage.shards import ARRAYS, SHAPE, UNREADABLE, is_itself
 
 GIB = 1 << 30
 BLOCK = 64
@@ -21,13 +23,14 @@ class OpenPack:
 
     def __init__(self, pack: Pack) -> None:
         self._path, self.file = pack.path, _open_unchanged(pack)
+        _require_enclosed_shards(self._path, self.file)
         self._datasets = {name: self.file[name] for name in (*ARRAYS, "mask")}
 
     def array(self, name: str, at: int | slice) -> np.ndarray:
         """Some rows of a dataset. Raises `PackRefused` where they are damaged."""
         try:
             return np.asarray(self._datasets[name][at])
-        except OSError as error:
+        except UNREADABLE as error:
             check_shards(self._path, self.file)
             raise PackRefused(
                 f"{name} at {at} of {self._path} is damaged in {_shards_of(self._datasets[name], at)} ({error}). "
@@ -106,6 +109,25 @@ def _open_unchanged(pack: Pack) -> h5py.File:
         return file
     file.close()
     raise PackRefused(f"{pack.path} was replaced after it was opened by this run. Run again.")
+
+
+def _require_enclosed_shards(path: Path, file: h5py.File) -> None:
+    """Refuse a pack of which a shard is damaged, another one's, or has data elsewhere: HDF5 would read through it."""
+    for shard in shards_of(path, file).values():
+        if problem := _problem_of(shard):
+            file.close()
+            raise PackRefused(
+                f"{path} needs {shard.name}, which {problem}. Delete that shard and materialise hdf5_pack again."
+            )
+
+
+def _problem_of(shard: Path) -> str:
+    try:
+        with h5py.File(shard, "r", locking=False) as opened:
+            require_enclosed(shard, opened)
+            return "" if is_itself(shard, opened) else "holds other samples"
+    except (*UNREADABLE, ValueError) as error:
+        return f"cannot be read ({error})"
 
 
 def _shards_of(dataset: h5py.Dataset, at: int | slice) -> str:

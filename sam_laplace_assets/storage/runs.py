@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_laplace_assets.domain.plan import Course, Item, Plan, Record
-from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage import files, inside
 from sam_laplace_assets.storage.store import NotMade, content_of_one
 from sam_laplace_assets.storage.weights import Damaged
 
@@ -30,12 +30,17 @@ class RunStore:
         """Point to the run as the current one; a run that could not be made leaves the pointer as it is."""
         content = content_of_one(records)
         if content and not self.finished(plan, records):
-            files.write_json(self._pointer, _pointing(plan, records))
+            files.write_json(self._pointer, files.sealed(_pointing(plan, records)))
         return content
 
     def finished(self, plan: Plan | Course, records: Mapping[str, Record]) -> bool:
         """Whether the pointer names the run."""
-        return self._pointer.exists() and _read(self._pointer) == _pointing(plan, records)
+        try:
+            return _read(self._pointer) == _pointing(plan, records)
+        except files.NewerFormat:
+            raise
+        except (FileNotFoundError, ValueError):  # not there or damaged: it is written again
+            return False
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,16 @@ class Pointer:
 
     @classmethod
     def read(cls, path: Path) -> "Pointer":
-        """The pointer at `path`. Raises `NewerFormat`."""
+        """The pointer at `path`. Raises `NewerFormat`, or `LeadsOut` if it names what is no run."""
         value = _read(path)
-        return cls(str(value["run_id"]), value["overrides"])
+        return cls(inside.plain(str(value["run_id"])), value["overrides"])
 
 
 def current_run(pointer: Path, *, name: str) -> str:
     """The run that a pointer file names. Raises `NotMade` where there is none."""
     if not pointer.exists():
         raise NotMade(f"{name} has not been made yet: {pointer.name} is not there. Materialise {name} first.")
-    return str(_read(pointer)["run_id"])
+    return Pointer.read(pointer).run_id
 
 
 def refuse_finished(path: Path) -> None:
@@ -66,9 +71,7 @@ def refuse_finished(path: Path) -> None:
 
 
 def _read(pointer: Path) -> dict[str, Any]:
-    value = dict(files.read_json(pointer))
-    files.refuse_newer(pointer, value["version"], version=VERSION)
-    return value
+    return files.read_sealed(pointer, version=VERSION)
 
 
 def _pointing(plan: Plan | Course, records: Mapping[str, Record]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class SamStore(FileStore):
         for output in value.sets:
             folder = self._folder / item.key / set_name(output.promptset_id)
             arrays, meta = _encode(folder, item.key, output)
-            contents |= arrays | {folder / "meta.json": files.compact_json_bytes(meta)}
+            contents |= arrays | {folder / "meta.json": files.compact_json_bytes(files.sealed(meta))}
             metas[folder.name] = meta
         files.write_set(contents)
         others = {set_name(int(part.split("/")[0])) for part in item.parts} - metas.keys()
@@ -181,7 +181,10 @@ def read_array(path: Path, *, sha256: str) -> np.ndarray:
             f"{path} is damaged: its SHA-256 is {found[:12]}, the cache says {sha256[:12]}. "
             "Delete it and materialise sam_cache again."
         )
-    return parse_array(content)
+    try:
+        return parse_array(content)
+    except (ValueError, TypeError, SyntaxError, EOFError, MemoryError) as error:
+        raise ValueError(f"{path} holds no array ({error}). Delete it and materialise sam_cache again.") from error
 
 
 def read_arrays(paths: Sequence[Path], *, sha256: Sequence[str]) -> np.ndarray:
@@ -212,7 +215,7 @@ def asked_with(folder: Path, key: str) -> dict[str, Any] | None:
     """Which SAM said what is cached of a sample, and how wide its maps are; None where that is not to be read."""
     for path in sorted((folder / key).glob("promptset_*/meta.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            made_from = files.read_json(path)["provenance"]
+            made_from = files.read_sealed(path, version=VERSION)["provenance"]
             asked = {name: made_from["logits"][name] for name in ("checkpoint_sha256", "model_type")}
             return {**asked, "gaussian_sigma": made_from["maps"]["gaussian_sigma"]}
     return None
@@ -236,8 +239,7 @@ def _entries(folder: Path) -> Iterator[str]:
 def _whole_meta(folder: Path) -> dict[str, Any] | None:
     """meta.json of a prompt set, with only the parts whose files are those that it names. Raises `NewerFormat`."""
     try:
-        meta = files.read_json(folder / "meta.json")
-        files.refuse_newer(folder / "meta.json", meta["version"], version=VERSION)
+        meta = files.read_sealed(folder / "meta.json", version=VERSION)
         whole = {part for part, arrays in ARRAYS.items() if all(_matches(folder, meta, name) for name in arrays)}
         provenance = {part: value for part, value in meta["provenance"].items() if part in whole}
     except files.NewerFormat:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
+from sam_laplace_assets.storage.enclosed import require_enclosed
 from sam_laplace_assets.storage.pack import Pack, PackRefused, open_pack
 
 ASSET = "prompt_scores"
@@ -52,6 +53,7 @@ def rows_digests(pack: Pack) -> dict[str, str]:
     for _, _, shard, _ in places:
         if shard not in digests:
             with h5py.File(pack.path.parent / shard, "r", locking=False) as opened:
+                require_enclosed(pack.path.parent / shard, opened)
                 digests[shard] = opened["rows_digest"].asstr()[:]
     found = [str(digests[shard][first + at]) for _, count, shard, first in places for at in range(count)]
     return dict(zip(pack.safe_ids, found, strict=True))

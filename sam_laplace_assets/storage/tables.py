@@ -1,11 +1,14 @@
 """Tables with a declared schema, as Parquet or as CSV under the same name."""
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,9 +19,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Format = Literal["parquet", "csv"]
+T = TypeVar("T")
 NOTE = b"sam_laplace_assets"
+SEAL = '"sealed": "'
+UNSEALED = "0" * 64
+"""What stands for the digest of a Parquet file where it is to be put."""
+PIECE = 1 << 20
+"""Bytes of a file that are read at once."""
 BLOCK = 1 << 14
 """Rows that are held as Python values at once."""
+SECONDS_BETWEEN_RENAMES = 0.05
 
 
 class TableRefused(ValueError):
@@ -33,8 +43,8 @@ def path_of(stem: Path, table_format: Format) -> Path:
 def write_table(path: Path, frame: "pd.DataFrame | pa.Table", schema: pa.Schema, note: Mapping[str, Any]) -> None:
     """Put a table at `path` (.parquet or .csv), with a note (format, version, provenance) that travels with it.
 
-    The note of a CSV lies beside it, in `<name>.csv.json`, and is written last: it names its table's SHA-256. Pages of
-    a Parquet file carry checksums.
+    The note of a CSV lies beside it, in `<name>.csv.json`, and is written last: it names its table's SHA-256. That of a
+    Parquet file holds the file's, taken with zeros in its place.
     """
     table = _in_schema(frame, schema)
     if path.suffix == ".csv":
@@ -42,14 +52,19 @@ def write_table(path: Path, frame: "pd.DataFrame | pa.Table", schema: pa.Schema,
         return
     with files.replacing(path) as temporary:
         pq.write_table(_noted(table, note), temporary, write_page_checksum=True)
+        with temporary.open("r+b") as file:
+            _seal(file)
 
 
 def write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema, note: Mapping[str, Any]) -> None:
     """Put a Parquet table at `path` of which only one batch is in memory at a time."""
-    noted = schema.with_metadata({NOTE: json.dumps(dict(note)).encode()})
-    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, noted, write_page_checksum=True) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+    noted = schema.with_metadata(_as_metadata(note))
+    with files.replacing(path) as temporary:
+        with pq.ParquetWriter(temporary, noted, write_page_checksum=True) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        with temporary.open("r+b") as file:
+            _seal(file)
 
 
 def batches_of(rows: Iterable[Sequence[Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -102,7 +117,9 @@ def table_files(
         return _csv_files(path, table, note)
     sink = pa.BufferOutputStream()
     pq.write_table(_noted(table, note), sink, write_page_checksum=True)
-    return {path: sink.getvalue().to_pybytes()}
+    file = io.BytesIO(sink.getvalue())
+    _seal(file)
+    return {path: file.getvalue()}
 
 
 def _in_schema(frame: "pd.DataFrame | pa.Table", schema: pa.Schema) -> pa.Table:
@@ -112,7 +129,57 @@ def _in_schema(frame: "pd.DataFrame | pa.Table", schema: pa.Schema) -> pa.Table:
 
 
 def _noted(table: pa.Table, note: Mapping[str, Any]) -> pa.Table:
-    return table.replace_schema_metadata({NOTE: json.dumps(dict(note)).encode()})
+    return table.replace_schema_metadata(_as_metadata(note))
+
+
+def _as_metadata(note: Mapping[str, Any]) -> dict[bytes, bytes]:
+    return {NOTE: json.dumps({**files.sealed(note), "sealed": UNSEALED}).encode()}
+
+
+def _seal(file: BinaryIO) -> None:
+    """Put the digest of a Parquet file, open for reading and writing, into its note."""
+    at = _place_of_seal(file)
+    found = _digest_around(file, at)
+    file.seek(at)
+    file.write(found.encode())
+
+
+def _require_seal(path: Path) -> None:
+    """Raises OSError if a Parquet file is not what was written; those of before have no seal."""
+    with path.open("rb") as file:
+        if at := _place_of_seal(file):
+            file.seek(at)
+            if file.read(len(UNSEALED)) != _digest_around(file, at).encode():
+                raise OSError("its SHA-256 is another than when it was written")
+
+
+def _place_of_seal(file: BinaryIO) -> int:
+    """Where the digest stands: in the footer, whose length stands before the last four bytes; 0 if there is none."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    length = int.from_bytes(file.read(4), "little")
+    start = max(0, size - 8 - length)
+    file.seek(start)
+    found = file.read(size - start).rfind(SEAL.encode())
+    return 0 if found < 0 else start + found + len(SEAL)
+
+
+def _digest_around(file: BinaryIO, at: int) -> str:
+    """SHA-256 of a file, with zeros where the digest stands."""
+    found = hashlib.sha256()
+    file.seek(0)
+    for wanted in _pieces(at):
+        found.update(file.read(wanted))
+    found.update(UNSEALED.encode())
+    file.seek(at + len(UNSEALED))
+    while piece := file.read(PIECE):
+        found.update(piece)
+    return found.hexdigest()
+
+
+def _pieces(length: int) -> Iterator[int]:
+    """Sizes of the pieces that so many bytes are read in."""
+    yield from (min(PIECE, length - start) for start in range(0, length, PIECE))
 
 
 def _csv_files(path: Path, table: pa.Table, note: Mapping[str, Any]) -> dict[Path, bytes]:
@@ -121,7 +188,8 @@ def _csv_files(path: Path, table: pa.Table, note: Mapping[str, Any]) -> dict[Pat
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, sink)
     content = sink.getvalue().to_pybytes()
-    return {path: content, _note_path(path): files.json_bytes({**note, "sha256": files.sha256(content)})}
+    noted = files.sealed({**note, "sha256": files.sha256(content)})
+    return {path: content, _note_path(path): files.json_bytes(noted)}
 
 
 def _note_path(path: Path) -> Path:
@@ -135,17 +203,47 @@ def read_note(path: Path, *, version: int) -> dict[str, Any] | None:
         NewerFormat: the table was written by a newer version.
     """
     try:
-        note = _csv_note(path) if path.suffix == ".csv" else dict(json.loads(pq.read_metadata(path).metadata[NOTE]))
+        note = _csv_note(path) if path.suffix == ".csv" else _parquet_note(path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if note is not None:
-        files.refuse_newer(path, note.get("version", 0), version=version)
+    if note is None or "version" not in note:
+        return None
+    files.refuse_newer(path, note["version"], version=version)
+    return note if files.says_what_was_written(note) else None
+
+
+def _parquet_note(path: Path) -> dict[str, Any]:
+    note = dict(json.loads(pq.read_metadata(path).metadata[NOTE]))
+    note.pop("sealed", None)
     return note
 
 
 def _csv_note(path: Path) -> dict[str, Any] | None:
     note = dict(files.read_json(_note_path(path)))
     return note if note["sha256"] == files.file_sha256(path) else None
+
+
+def of_one_writing(path: Path, read: Callable[[], T]) -> T:
+    """What `read` finds at `path`; read again where that was replaced meanwhile, so that note and rows belong together.
+
+    Raises what `read` raises; for a CSV that its note does not fit, only if no writer is about to put that in place.
+    """
+    while True:
+        before = _state(path)
+        try:
+            found = read()
+        except (ValueError, LookupError):
+            if before:
+                time.sleep(SECONDS_BETWEEN_RENAMES)
+            if _state(path) == before:
+                raise
+        else:
+            if _state(path) == before:
+                return found
+
+
+def _state(path: Path) -> str:
+    return files.signature(path, _note_path(path)) if path.suffix == ".csv" else files.signature(path)
 
 
 def read_table(path: Path, schema: pa.Schema) -> "pd.DataFrame":
@@ -183,4 +281,5 @@ def _read_csv(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _read_parquet(path: Path) -> pa.Table:
+    _require_seal(path)
     return pq.ParquetFile(path, page_checksum_verification=True).read()

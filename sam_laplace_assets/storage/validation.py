@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_laplace_assets.domain.plan import Item, Record
-from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage import files, inside
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.store import NotMade, OneItemStore
 
@@ -30,16 +30,19 @@ class ValidationStore(OneItemStore):
 
     def records(self, items: Sequence[Item]) -> dict[str, Record]:
         """The pack that is named now."""
-        if not self._path.exists():
+        try:
+            record = _record(_read(self._path))
+        except files.NewerFormat:
+            raise
+        except (FileNotFoundError, ValueError):  # not there or damaged: it is made again
             return {}
-        record = _record(_read(self._path))
         return {item.key: record for item in items}
 
     def write(self, item: Item, parts: frozenset[str], value: Pack) -> Record:
         """Name a pack."""
         named = {"format": "validation_pack", "version": VERSION, "pack": value.path.name}
         named |= {"data_version": value.data_version}
-        files.write_json(self._path, named)
+        files.write_json(self._path, files.sealed(named))
         return _record(named)
 
 
@@ -48,16 +51,14 @@ def open_validation_pack(path: Path) -> Pack:
     if not path.exists():
         raise NotMade(f"{path.name} is not there. Materialise validation_pack first.")
     named = _read(path)
-    pack = Pack.open(path.with_name(named["pack"]))
+    pack = Pack.open(inside.below(path.parent, inside.plain(named["pack"])))
     if pack.data_version != named["data_version"]:
         raise NotMade(f"{pack.path.name} has changed since it became the validation pack. Materialise validation_pack.")
     return pack
 
 
 def _read(path: Path) -> dict[str, Any]:
-    named = dict(files.read_json(path))
-    files.refuse_newer(path, named["version"], version=VERSION)
-    return named
+    return files.read_sealed(path, version=VERSION)
 
 
 def _record(named: Mapping[str, Any]) -> Record:

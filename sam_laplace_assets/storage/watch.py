@@ -37,7 +37,7 @@ def watch(settings: Settings) -> Watched:
 
 def _files(settings: Settings) -> Iterator[tuple[str, os.stat_result]]:
     for root in _roots(settings):
-        yield from _below(root)
+        yield from _below(root, Path(os.path.realpath(root)) if settings.data.allow_links_out else None)
     named = (settings.source, settings.sam.checkpoint, settings.data.splits_file, settings.data.group_table)
     for path in filter(None, named):
         yield from _stat(path)
@@ -49,22 +49,42 @@ def _roots(settings: Settings) -> list[Path]:
     return sorted({*base, *(root for one in named for root in (one.images_root, one.masks_root))})
 
 
-def _below(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+def _below(root: Path, home: Path | None) -> Iterator[tuple[str, os.stat_result]]:
     """Every file and folder of a tree, in order; what is not there, or goes away meanwhile, is left out.
 
-    A link is looked at, not gone into: samples are read only from within their root, where its target is seen anyway.
+    A link is looked at, and gone into only where it may lead out of the root: within, its target is seen anyway.
+
+    Args:
+        root: where to begin.
+        home: the root, resolved, where links may lead out of it; None where they may not.
     """
-    yield from _stat(folder)
+    left: list[Path | os.DirEntry[str]] = [root]
+    outside: set[str] = set()
+    while left:
+        entry = left.pop()
+        yield from _stat(entry)
+        if entry is root or _is_entered(entry, home, outside):
+            left += _entries(entry)
+
+
+def _is_entered(entry: "Path | os.DirEntry[str]", home: Path | None, outside: set[str]) -> bool:
+    """Whether an entry is a folder to be gone into: a link only if it leads out, to where no other one led before."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    target = os.path.realpath(entry)
+    if home is None or not entry.is_dir() or target in outside:
+        return False
+    outside.add(target)
+    return not Path(target).is_relative_to(home) and not home.is_relative_to(target)
+
+
+def _entries(folder: "Path | os.DirEntry[str]") -> "list[os.DirEntry[str]]":
+    """What a folder holds, the last name first; nothing where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            return sorted(entries, key=lambda entry: entry.name, reverse=True)
     except OSError:
-        return
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _below(Path(entry.path))
-        else:
-            yield from _stat(entry)
+        return []
 
 
 def _stat(entry: "Path | os.DirEntry[str]") -> Iterator[tuple[str, os.stat_result]]:

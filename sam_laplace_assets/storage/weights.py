@@ -1,9 +1,11 @@
 """State dicts as files: plain tensors and numbers, read with `weights_only=True`, checked against a SHA-256."""
 
 import io
+import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sam_laplace_assets.storage import files
 
@@ -21,11 +23,37 @@ def dump(state: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def load(content: bytes) -> Any:
-    """The state dict in the bytes of a file, on the CPU; no code in them is run."""
+def load(content: bytes, *, path: "Path | str" = "A file of weights") -> Any:
+    """The state dict in the bytes of a file, on the CPU; no code in them is run.
+
+    Raises:
+        Damaged: they hold other objects, or would unpack to more than they are; names `path`, where they lie.
+    """
     import torch
 
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        require_unpacked(io.BytesIO(content), len(content), path=path)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise Damaged(
+            f"{path} holds pickled objects, which could run code, or is damaged. Delete its folder and materialise "
+            "again."
+        ) from error
+
+
+def require_unpacked(file: "IO[bytes] | Path", size: int, *, path: "Path | str" = "A file of weights") -> None:
+    """Refuse an archive of PyTorch's that would unpack to more than its `size` in bytes: none of PyTorch's own does.
+
+    Raises:
+        Damaged: says what it claims.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(record.file_size for record in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        return  # of the older kind, or none at all
+    if claimed > size:
+        raise Damaged(f"{path}, of {size:,} bytes, would unpack to {claimed:,}: PyTorch writes no such file.")
 
 
 def verified(places: Sequence[Path], sha256: str, *, named_by: str) -> bytes:
@@ -45,9 +73,12 @@ def verified(places: Sequence[Path], sha256: str, *, named_by: str) -> bytes:
 
 
 def read_versioned(path: Path, *, version: int) -> dict[str, Any]:
-    """A JSON file that says its format version. Raises `NewerFormat`, or `Damaged` if it is not there."""
+    """A JSON file that says its format version. Raises `NewerFormat`, or `Damaged` if it is not there as it was."""
     if not path.exists():
         raise Damaged(f"{path} is missing. Put it back, or materialise again.")
-    document = dict(files.read_json(path))
-    files.refuse_newer(path, document["version"], version=version)
-    return document
+    try:
+        return files.read_sealed(path, version=version)
+    except files.NewerFormat:
+        raise
+    except ValueError as error:
+        raise Damaged(str(error)) from error

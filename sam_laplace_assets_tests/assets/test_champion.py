@@ -9,6 +9,7 @@ from sam_laplace_assets.definitions import defs
 from sam_laplace_assets.storage import weights
 from sam_laplace_assets.storage.champion import read_champion, read_history
 from sam_laplace_assets_tests.small_project import add_sample, failure
+from sam_laplace_assets_tests.storage.fakes import unsealed
 
 
 def title(project):
@@ -202,7 +203,7 @@ def test_the_holder_is_told_that_it_holds_the_title(project):
 
 def test_a_history_from_before_there_were_rejections_is_read(project):
     path = project.paths.posteriors / "champion_history.jsonl"
-    told = json.loads(path.read_text())
+    told = unsealed(path.read_text())
     del told["rejected"]
     path.write_text(json.dumps(told | {"version": 1}) + "\n")
     assert project.materialise("champion").success
@@ -243,7 +244,7 @@ def test_a_posterior_of_another_head_is_refused(project):
     state["laplace"]["mean"] += 1
     content = weights.dump(state)
     (folder / "laplace_state.pt").write_bytes(content)
-    meta = json.loads((folder / "posterior_meta.json").read_text())
+    meta = unsealed((folder / "posterior_meta.json").read_text())
     meta["sha256"]["laplace_state.pt"] = hashlib.sha256(content).hexdigest()
     (folder / "posterior_meta.json").write_text(json.dumps(meta))
     project.change(champion={"confidence": 0.5})

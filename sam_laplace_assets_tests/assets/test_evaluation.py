@@ -21,6 +21,7 @@ from sam_laplace_assets.storage.posterior import open_predictor
 from sam_laplace_assets.storage.reports import Findings, Layout, read_summary, write_report
 from sam_laplace_assets.storage.rows import load_rows
 from sam_laplace_assets_tests.small_project import draw_plainly, failure
+from sam_laplace_assets_tests.storage.fakes import unsealed
 
 
 def evaluate(project, split="test", **config):
@@ -178,7 +179,7 @@ def test_a_posterior_that_is_used_with_a_factor_is_judged_with_it(project):
     path = project.paths.posteriors / f"run_{champion}" / "posterior_meta.json"
     before = plan_of(project).items[0].parts
     scale = {"value": 0.7, "nll_before": 0.2, "nll_after": 0.1, "applied": True}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"logit_scale": scale}))
+    path.write_text(json.dumps(unsealed(path.read_text()) | {"logit_scale": scale}))
     assert plan_of(project).items[0].parts != before
     facts = read_summary(evaluate(project))["facts"]
     assert facts["ours"] == "laplace_scaled"

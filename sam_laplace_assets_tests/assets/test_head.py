@@ -15,6 +15,7 @@ import yaml
 from sam_laplace_assets.settings import SETTINGS_VARIABLE
 from sam_laplace_assets.storage import images
 from sam_laplace_assets_tests.small_project import SPLIT_ASSETS, failure
+from sam_laplace_assets_tests.storage.fakes import unsealed
 
 FILES = {"config.yaml", "last.pt", "best.pt", "optimizer_last.pt", "scaler_last.pt", "epoch_state.json"}
 TRAIN = """
@@ -31,7 +32,7 @@ def runs(project):
 
 
 def state_of(run):
-    return json.loads((run / "epoch_state.json").read_text())
+    return unsealed((run / "epoch_state.json").read_text())
 
 
 def weights_of(run, name):

@@ -25,6 +25,7 @@ from sam_laplace_assets.storage.rows import load_rows
 from sam_laplace_assets.storage.runs import current_run
 from sam_laplace_assets.storage.sam import SamCache, ledger_path
 from sam_laplace_assets_tests.small_project import BASE, add_sample, count_calls, draw_plainly, failure, hashes
+from sam_laplace_assets_tests.storage.fakes import unsealed
 
 INTERACTIVE = {"mode": "interactive"}
 PAIRS_OF_VERSION_1 = (
@@ -153,7 +154,7 @@ def forget_prompts(folder):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["prompts"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    state = json.loads((folder / "epoch_state.json").read_text())
+    state = unsealed((folder / "epoch_state.json").read_text())
     state["sha256"]["config.yaml"] = files.file_sha256(folder / "config.yaml")
     files.write_json(folder / "epoch_state.json", state)
 

@@ -10,19 +10,18 @@ from sam_laplace_assets_tests.benchmarks.harness import Benchmark, Row, paired
 from sam_laplace_assets_tests.benchmarks.staging import PHOTO, SETS, Stage, demo, difference, photos, tiny
 
 PHOTOS = 2
-"""Images of the first row; of the others one, to be done in minutes."""
-ROUNDS_OF_PHOTOS = 3
-FEW_AND_MANY = (200, 2000)
+"""Images of most rows, to be done in minutes."""
+FEW_AND_MANY = (1000, 5000)
 
 
 def precompute(rounds: int) -> list[Row]:
     """vit_b at photo size, in float32."""
-    return [_against_plain("sam precompute", PHOTOS, min(rounds, ROUNDS_OF_PHOTOS), target=1.45)]
+    return [_against_plain("sam precompute", PHOTOS, rounds, target=1.45)]
 
 
 def precompute_bf16(rounds: int) -> list[Row]:
     """The same in bfloat16, where the processor has units for it."""
-    return [_against_plain("sam precompute, bf16", 1, min(rounds, ROUNDS_OF_PHOTOS), target=3.0, precision="bf16")]
+    return [_against_plain("sam precompute, bf16", PHOTOS, rounds, target=3.0, precision="bf16")]
 
 
 def _against_plain(name: str, count: int, rounds: int, *, target: float, **sam: Any) -> Row:
@@ -52,7 +51,7 @@ def kept_embeddings(rounds: int) -> list[Row]:
             what="sam_cache with `sam.cache_embeddings: float16` and the embeddings there, vit_b, "
                  f"{_images(1)}, CPU, float32",
             against="sam_cache without them",
-            target=None, better="higher", rounds=min(rounds, ROUNDS_OF_PHOTOS), warmup=0,
+            target=None, better="higher", rounds=rounds, warmup=0,
             notes={f"toy_{name}": value for name, value in notes.items()},
         )]  # fmt: skip
 
@@ -60,7 +59,7 @@ def kept_embeddings(rounds: int) -> list[Row]:
 def own_arithmetic(rounds: int) -> list[Row]:
     """What the stage adds to the calls of its own encoder and decoder."""
     with tempfile.TemporaryDirectory() as folder:
-        stage = photos(Path(folder), count=1)
+        stage = photos(Path(folder), count=PHOTOS)
         model = stage.model()
         asked = stage.asked()
 
@@ -70,9 +69,9 @@ def own_arithmetic(rounds: int) -> list[Row]:
 
         return [paired(
             "stage against its own calls", lambda: stage.run(model), calls,
-            what=f"sam_cache, vit_b, {_images(1)}, CPU, float32",
+            what=f"sam_cache, vit_b, {_images(PHOTOS)}, CPU, float32",
             against="its own encoder and decoder on images in memory, nothing written",
-            target=1.10, better="lower", rounds=min(rounds, ROUNDS_OF_PHOTOS), warmup=0,
+            target=1.10, better="lower", rounds=rounds, warmup=0,
         )]  # fmt: skip
 
 

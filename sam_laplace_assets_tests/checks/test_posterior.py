@@ -8,11 +8,12 @@ import torch
 
 from sam_laplace_assets.checks import posterior_reloads, prior_is_identified
 from sam_laplace_assets_tests.checks.looking import look, warns, words
+from sam_laplace_assets_tests.storage.fakes import unsealed
 
 
 def meta_of(project):
     (path,) = project.paths.posteriors.glob("run_*/posterior_meta.json")
-    return path, json.loads(path.read_text())
+    return path, unsealed(path.read_text())
 
 
 def change_meta(project, change):

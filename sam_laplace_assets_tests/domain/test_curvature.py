@@ -22,9 +22,9 @@ from sam_laplace_assets.domain.last_layer import (
     jacobian,
     last_layer,
     last_layer_weights,
+    over_rows,
     pixel_features,
     quick_layout,
-    row_passes,
 )
 from sam_laplace_assets.domain.pack import MemoryRows
 from sam_laplace_assets_tests.domain.some_rows import some_head, some_rows
@@ -228,11 +228,48 @@ def test_features_are_what_the_last_layer_turns_into_logits():
     torch.testing.assert_close((weights @ jacobian(features)).float(), logits.flatten(), rtol=1e-5, atol=1e-5)
 
 
-def test_row_passes_are_the_rows_in_their_order():
-    passes = list(row_passes(HEAD, ROWS, target_layer="final_conv", device="cpu", **SETTINGS))
+def test_rows_pass_in_their_order():
+    passes = list(over_rows(HEAD, ROWS, lambda each: each, target_layer="final_conv", device="cpu", **SETTINGS))
     assert [each.row for each in passes] == list(range(8))
     assert torch.equal(torch.cat([each.masks for each in passes]), ROWS.masks)
     assert torch.equal(torch.cat([each.inputs for each in passes]), head_inputs(ROWS.inputs, logit_clip=20.0))
+
+
+@pytest.mark.parametrize("approx", ["diagonal", "full"])
+def test_the_number_of_threads_changes_no_bit_and_stays_as_it_was(approx, threads):
+    found = []
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
+        found.append(fit_curvature(HEAD, ROWS, approx=approx, **SETTINGS))
+        assert torch.get_num_threads() == number
+    for other in found[1:]:
+        assert torch.equal(found[0].hessian, other.hessian)
+        assert torch.equal(found[0].score_covariance, other.score_covariance)
+        assert found[0].nll == other.nll
+
+
+def test_a_row_that_fails_ends_the_pass_with_its_error_and_the_threads_as_they_were(threads):
+    torch.set_num_threads(3)
+
+    def fail_at_5(each):
+        if each.row == 5:
+            raise ValueError("row 5")
+        return each.row
+
+    seen = []
+    with pytest.raises(ValueError, match="row 5"):
+        seen.extend(over_rows(HEAD, ROWS, fail_at_5, target_layer="final_conv", device="cpu", **SETTINGS))
+    assert torch.get_num_threads() == 3
+    again = over_rows(HEAD, ROWS, lambda each: each.row, target_layer="final_conv", device="cpu", **SETTINGS)
+    assert list(again) == list(range(8))
+
+
+@pytest.fixture
+def threads():
+    """Whatever a test sets, others have as many as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("approx", ["diagonal", "full"])

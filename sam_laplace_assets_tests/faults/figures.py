@@ -1,5 +1,6 @@
 """What the attacks counted: each test keeps its figures, and a table of them stands in the README."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +41,26 @@ def keep(name, *, group, tried, survived, gets):
     figure = Figure(name, group, tried, survived, gets)
     KEPT.mkdir(parents=True, exist_ok=True)
     (KEPT / f"{name.replace(' ', '_').replace('/', '_')}.json").write_text(json.dumps(asdict(figure)) + "\n")
+
+
+@dataclass
+class Tally:
+    """What a parametrised test counts; `keep` it when the last one is done."""
+
+    tried: int = 0
+    survived: int = 0
+
+    @contextlib.contextmanager
+    def one(self):
+        """One attack, which was survived if the block ends well."""
+        self.tried += 1
+        yield
+        self.survived += 1
+
+    def keep(self, name, *, group, gets):
+        """Keep the figure, if anything was tried."""
+        if self.tried:
+            keep(name, group=group, tried=self.tried, survived=self.survived, gets=gets)
 
 
 def kept(folder=KEPT):

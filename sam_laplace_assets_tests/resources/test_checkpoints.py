@@ -4,6 +4,7 @@ import torch
 
 from sam_laplace_assets.resources import checkpoints as sam_module
 from sam_laplace_assets.resources.checkpoints import CheckpointRefused, build_model, load_frozen_sam, resolve_device
+from sam_laplace_assets_tests.faults.hostile import Touch, bomb
 from sam_laplace_assets_tests.small_sam import picture, prompts, small_sam
 
 
@@ -73,14 +74,10 @@ def test_pickled_objects_are_refused_and_not_run(registry, tmp_path, legacy):
     assert not ran.exists()
 
 
-class Touch:
-    """Pickles as a call that leaves a file behind."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return exec, (f"open({str(self.path)!r}, 'w')",)
+def test_a_checkpoint_that_would_unpack_to_far_more_than_it_is_is_refused(registry, tmp_path):
+    path = tmp_path / "sam.pt"
+    path.write_bytes(bomb(50_000_000))
+    assert "would unpack to 50,0" in refusal(path)
 
 
 def test_what_is_no_state_dict_is_refused(registry, tmp_path, model):

@@ -1,6 +1,7 @@
 """Small plans for every store, processes that die, and what a folder holds."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,11 @@ def flip(path: Path, at: int = -3) -> None:
     changed[at] ^= 1
     path.write_bytes(changed)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """A JSON document without its check: written as it is, it is one of before there were any."""
+    return {name: said for name, said in json.loads(text).items() if name != files.CHECK}
 
 
 def cut(path: Path) -> None:

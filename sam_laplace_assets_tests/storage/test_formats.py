@@ -186,7 +186,7 @@ def test_a_csv_has_the_columns_of_the_parquet_file_and_its_note_the_sha256(root,
         header = twin.read_text(encoding="utf-8").splitlines()[0].replace('"', "").split(",")
         assert sorted(header) == fields_of(path)
         note = json.loads(twin.with_name(f"{twin.name}.json").read_text(encoding="utf-8"))
-        assert sorted(note) == sorted([*listed(NOTES[note["format"]]), "sha256"])
+        assert sorted(note) == sorted([*listed(NOTES[note["format"]]), "check", "sha256"])
 
 
 @pytest.mark.parametrize("format_name", BESIDE)

@@ -19,7 +19,7 @@ from sam_laplace_assets.storage.posterior import PosteriorRun
 from sam_laplace_assets.storage.rows import load_rows
 from sam_laplace_assets.storage.sam import SamStore, read_array
 from sam_laplace_assets_tests.small_project import BASE, SPLIT_ASSETS, SmallProject, count_calls, draw_plainly, hashes
-from sam_laplace_assets_tests.storage.fakes import cut
+from sam_laplace_assets_tests.storage.fakes import cut, unsealed
 
 DAY = 25 * 3600
 
@@ -286,7 +286,7 @@ def run_id(folder):
 def give_title(project, *holders):
     """Have the history say that these held the title, one after the other."""
     path = project.paths.posteriors / "champion_history.jsonl"
-    one = json.loads(path.read_text().splitlines()[-1])
+    one = unsealed(path.read_text().splitlines()[-1])
     path.write_text("".join(json.dumps({**one, "run_id": holder}) + "\n" for holder in holders))
 
 
@@ -347,14 +347,14 @@ def test_each_training_split_has_its_newest(runs):
     for folder, pointer in ((posteriors[0], project.paths.posteriors), (heads[0], project.paths.checkpoints)):
         other = folder.with_name(folder.name.replace("run_train-", "run_train-caves-"))
         folder.rename(other)
-        current = json.loads((pointer / "current-train.json").read_text())
+        current = unsealed((pointer / "current-train.json").read_text())
         files.write_json(pointer / "current-train-caves.json", {**current, "run_id": run_id(other)})
     assert [one.path for one in found_in(project, keep_runs=1)] == [posteriors[1], heads[1]]
     assert found_in(project, keep_runs=2) == []
 
 
 def unfinish(head):
-    state = json.loads((head / "epoch_state.json").read_text())
+    state = unsealed((head / "epoch_state.json").read_text())
     files.write_json(head / "epoch_state.json", {**state, "finished": False})
 
 
@@ -388,7 +388,7 @@ def test_a_run_with_a_foreign_file_or_name_is_left_alone(runs):
     ("said", "error", "told"),
     [
         ("{", ValueError, r"current-train\.json is not JSON"),
-        ("{}", UseUnclear, r"current-train\.json does not say what it should.*Mend it"),
+        ("{}", ValueError, r"current-train\.json is damaged: it says no format version.*Delete it"),
         ('{"version": 1, "run_id": "train-x", "overrides": {}}', UseUnclear,
          r"current-train\.json names run_train-x, which is not there or not finished.*materialise \w+ again"),
         ('{"version": 99}', files.NewerFormat, r"current-train\.json has format version 99.*Upgrade"),
@@ -430,7 +430,7 @@ def test_a_run_that_cannot_say_whether_it_is_finished_is_refused(runs):
     with pytest.raises(ValueError, match=r"epoch_state\.json is not JSON"):
         found_in(project)
     (heads[1] / "epoch_state.json").write_text("[1]")
-    with pytest.raises(UseUnclear, match=r"epoch_state\.json does not say what it should"):
+    with pytest.raises(ValueError, match=r"epoch_state\.json is damaged: it says no format version"):
         found_in(project)
 
 
@@ -575,7 +575,7 @@ def test_what_another_one_removed_meanwhile_is_no_error(more_sets):
 
 def test_a_title_whose_posterior_lost_its_head_names_the_file(runs):
     project, posteriors, _ = runs
-    meta = json.loads((posteriors[0] / "posterior_meta.json").read_text())
+    meta = unsealed((posteriors[0] / "posterior_meta.json").read_text())
     files.write_json(posteriors[0] / "posterior_meta.json", {**meta, "head": {}})
     with pytest.raises(UseUnclear, match=r"posterior_meta\.json does not say what it should"):
         found_in(project)

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -154,6 +156,72 @@ def test_burying_a_lease_leaves_one_that_came_in_its_place(path):
     assert json.loads(path.read_text())["holder"] == "run two"
     lease._bury(path, path.read_text())
     assert list(path.parent.iterdir()) == []
+
+
+def no_links(self, target):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_without_hard_links_burying_leaves_one_that_came_in_its_place(path, monkeypatch):
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    test_burying_a_lease_leaves_one_that_came_in_its_place(path)
+
+
+def test_without_hard_links_a_lease_does_not_take_the_place_of_a_third(path, monkeypatch):
+    """The second one was moved away by mistake; before it is put back, a third comes."""
+    assert Lease(path, "run two").take()
+
+    def third_comes(self, target):
+        assert Lease(path, "run three").take()
+        no_links(self, target)
+
+    monkeypatch.setattr(Path, "hardlink_to", third_comes)
+    lease._bury(path, "what run one said")
+    assert json.loads(path.read_text())["holder"] == "run three"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_holder_does_not_give_up_a_lease_that_is_away_for_a_moment(path, monkeypatch):
+    ours = Lease(path, "run one")
+    assert ours.take()
+    text = path.read_text()
+    path.unlink()
+    threading.Timer(0.1, path.write_text, [text]).start()
+    assert ours.beat()
+    path.write_text("")
+    threading.Timer(0.1, path.write_text, [text]).start()
+    assert ours.release()
+    assert not path.exists()
+
+
+def test_a_full_disk_leaves_neither_an_empty_lease_nor_a_beat(path, monkeypatch):
+    ours = Lease(path, "run one")
+    assert ours.take()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            ours.beat()
+    assert list(path.parent.iterdir()) == [path]
+    assert ours.beat()
+    monkeypatch.setattr(Lease, "_text", lambda self: "\ud800")  # what cannot be written
+    assert ours.release()
+    with pytest.raises(UnicodeEncodeError):
+        Lease(path, "run two").take()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_bytes_that_are_no_text_are_a_lease_that_says_nothing(path, monkeypatch):
+    monkeypatch.setattr(lease, "SECONDS_OF_SILENCE", 0.2)
+    path.parent.mkdir()
+    path.write_bytes(b"\xff\xfe{")
+    told = []
+    with held(path, holder="run two", waiting=told.append):
+        pass
+    assert told == ["another process"]
 
 
 def count_up(path, counter, times):

@@ -5,7 +5,7 @@ from PIL import Image
 from sam_laplace_assets.assets.manifest import plan_base_manifest
 from sam_laplace_assets.domain.plan import digest
 from sam_laplace_assets.storage import files, manifest, tables
-from sam_laplace_assets.storage.images import Found, UnreadableFile
+from sam_laplace_assets.storage.images import UnreadableFile
 from sam_laplace_assets.storage.manifest import (
     AllSamples,
     Assignment,
@@ -19,6 +19,7 @@ from sam_laplace_assets.storage.manifest import (
     read_rows,
     write_assignments,
 )
+from sam_laplace_assets.storage.samples import Found
 from sam_laplace_assets.storage.store import NotMade
 from sam_laplace_assets_tests.storage.fakes import KEYS, Work, cut, holds, make
 from sam_laplace_assets_tests.storage.tables_of import REFUSED, manifest_plan, row

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from sam_laplace_assets.storage.posterior import CONFIG, META, STATE, FittedPost
 from sam_laplace_assets.storage.runs import current_run
 from sam_laplace_assets.storage.store import NotMade
 from sam_laplace_assets.storage.weights import Damaged
-from sam_laplace_assets_tests.storage.fakes import cut, death, flip, holds, make
+from sam_laplace_assets_tests.storage.fakes import cut, death, flip, holds, make, unsealed
 
 RUN = "run_train-abc"
 
@@ -87,7 +85,7 @@ def test_a_posterior_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_posterior_of_version_1_is_still_read(folder):
-    meta = json.loads((folder / RUN / META).read_text())
+    meta = unsealed((folder / RUN / META).read_text())
     (folder / RUN / STATE).write_bytes(plain := weights.dump({"mean": torch.arange(3.0)}))
     sha256 = meta["sha256"] | {STATE: files.sha256(plain)}
     files.write_json(folder / RUN / META, {**meta, "version": 1, "sha256": sha256})
@@ -100,21 +98,21 @@ def test_a_posterior_of_version_1_is_still_read(folder):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_posterior_of_before_logit_scales_were_recorded_has_none(folder, version):
-    meta = json.loads((folder / RUN / META).read_text())
+    meta = unsealed((folder / RUN / META).read_text())
     files.write_json(folder / RUN / META, {**meta, "version": version})
     assert PosteriorRun.open(folder / RUN).logit_scale == 1.0
 
 
 @pytest.mark.parametrize(("applied", "scale"), [(True, 0.4), (False, 1.0)])
 def test_a_logit_scale_is_used_if_it_is_applied(folder, applied, scale):
-    meta = json.loads((folder / RUN / META).read_text())
+    meta = unsealed((folder / RUN / META).read_text())
     recorded = {"value": 0.4, "nll_before": 0.2, "nll_after": 0.1, "applied": applied}
     files.write_json(folder / RUN / META, {**meta, "logit_scale": recorded})
     assert PosteriorRun.open(folder / RUN).logit_scale == scale
 
 
 def test_a_newer_version_is_refused(folder):
-    meta = json.loads((folder / RUN / META).read_text())
+    meta = unsealed((folder / RUN / META).read_text())
     files.write_json(folder / RUN / META, {**meta, "version": 4})
     with pytest.raises(files.NewerFormat, match=r"posterior_meta\.json has format version 4.*Upgrade"):
         make(plan(), store_of(folder))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sam_laplace_assets.domain.manifest import LONGEST_KEY
 from sam_laplace_assets.settings import DataSettings, Roots
 from sam_laplace_assets.storage.project import Project, SplitUnknown, named_splits, roots_of
 
@@ -24,10 +25,12 @@ def data(tmp_path, **more):
 @example("train\n")
 @example("val-")
 @example("TRAIN")
+@example("test-" + "a" * 300)
+@example("test-" + "a" * (LONGEST_KEY - 5))
 @example("")
 def test_a_key_that_is_no_plain_name_never_becomes_a_path(key):
     for place in PLACES:
-        if not PLAIN.fullmatch(key):
+        if not PLAIN.fullmatch(key) or len(key) > LONGEST_KEY:
             with pytest.raises(ValueError, match=re.escape(repr(key))):
                 place(key)
         else:

@@ -45,7 +45,7 @@ def test_a_file_with_other_points_is_refused_when_it_is_read_and_found_without_a
     path = folder / f"{KEYS[1]}.json"
     flip(path, at=path.read_bytes().rindex(b"3"))
     assert lost(folder) == []  # its size and time are those that the ledger knows
-    with pytest.raises(ValueError, match=rf"{KEYS[1]}\.json is damaged.*Delete it and materialise prompt_sets again"):
+    with pytest.raises(ValueError, match=rf"{KEYS[1]}\.json is damaged.*Delete it to have it made again"):
         Prompts.open(folder, split="train").read(KEYS[1])
     ledger_path(folder).unlink()
     assert lost(folder) == [KEYS[1]]

@@ -1,6 +1,7 @@
 """Reports: whole or not there, concluded from samples, and never told twice."""
 
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -97,12 +98,14 @@ def test_a_write_that_dies_leaves_a_report_that_is_whole_or_not_there(tmp_path):
     assert read_summary(tmp_path)["facts"]["mean"] == 2.0
 
 
-def test_pictures_of_the_report_before_are_gone(tmp_path):
+def test_pictures_of_the_report_before_are_gone_and_those_of_others_stay(tmp_path):
     store = ReportStore(tmp_path, LAYOUT)
-    done(report_plan(1.0), store)
-    (tmp_path / "older.png").write_bytes(b"old")
+    before = replace(found(1.0), pictures={"curve": b"png", "older": b"png"})
+    done(Plan([Item("test", {PART: "a"})], make=lambda item, parts: before), store)
+    (tmp_path / "holiday.png").write_bytes(b"not ours")
+    assert (tmp_path / "older.png").exists()
     done(report_plan(2.0, provenance="b"), store)
-    assert [path.name for path in tmp_path.glob("*.png")] == ["curve.png"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"curve.png", "holiday.png"}
 
 
 @pytest.mark.parametrize(("before", "after"), [("parquet", "csv"), ("csv", "parquet")])

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sam_laplace_assets.storage import files, weights
+from sam_laplace_assets_tests.faults.hostile import bomb, claims_more
 
 
 def test_a_state_dict_comes_back_bit_by_bit():
@@ -17,8 +18,15 @@ def test_equal_states_have_equal_bytes():
 
 def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"w": test_code_in_a_file_is_not_run}, tmp_path / "a.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(weights.Damaged, match="holds pickled objects, which could run code, or is damaged"):
         weights.load((tmp_path / "a.pt").read_bytes())
+
+
+@pytest.mark.parametrize("content", [bomb(50_000_000), claims_more(2**30), b"", b"PK"])
+def test_a_file_that_claims_more_than_it_holds_is_refused_before_it_is_unpacked(content):
+    assert len(content) < 100_000
+    with pytest.raises(weights.Damaged, match="A file of weights"):
+        weights.load(content)
 
 
 def test_the_first_file_with_the_digest_is_taken(tmp_path):
