@@ -251,7 +251,7 @@ def test_forcing_once_is_not_remembered(unattended):
 
 def test_what_failed_is_told_and_not_asked_again_until_something_changes(unattended):
     project = unattended.project
-    (project.root / "training_data" / "no_image" / "validation_pack.json").write_text("{")
+    (project.root / "training_data" / "no_image" / "validation_pack.json").write_text('{"version": 99}')
     _, why = unattended.settle()
     assert why.startswith("validation_pack: ")
     assert "Not asked again: run " in why

@@ -87,14 +87,14 @@ def _meta(folder: Path, key: str, taken: TakenSet, whole: Record | None) -> dict
         "sha256": dict(sorted(sums.items())), "provenance": dict(sorted(provenance.items())),
     }  # fmt: skip
     facts = {fact: value for fact, value in sorted({**kept, **taken.facts}.items()) if fact not in always}
-    return always | facts
+    return files.sealed(always | facts)
 
 
 def _ours(path: Path) -> dict[str, Any]:
-    """A meta.json of this package; empty where there is none."""
+    """What a meta.json of this package says; empty where there is none, or none that is whole."""
     try:
-        said = files.read_json(path)
-        return dict(said) if said.get("format") == "sam_cache" else {}
+        said = files.read_sealed(path, version=sam.VERSION)
+        return said if said.get("format") == "sam_cache" else {}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
