@@ -133,9 +133,9 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """Every decision, first to last.
 
     Raises:
-        ValueError: a line is no JSON, or not what was written; names the file and what to do.
+        ValueError: a line is no JSON, or not what was written, or lines are gone; names the file and what to do.
     """
-    path = folder / "champion_history.jsonl"
+    path, named = folder / "champion_history.jsonl", _named(folder)  # first: the history is the one written before
     if not path.exists():
         return []
     try:
@@ -149,7 +149,20 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
             f"{path} is damaged: line {other[0]} does not say what was decided. Put a copy of it back, or move it "
             "away: champion.json says who holds the title."
         )
+    if not history or (named and named not in [decision.get("decision") for decision in history]):
+        raise ValueError(
+            f"{path} lacks the last decision. Put a copy of it back, or move it away: champion.json says who holds "
+            "the title."
+        )
     return history
+
+
+def _named(folder: Path) -> str:
+    """The decision that champion.json names; empty where it names none, or is damaged, and will be written again."""
+    try:
+        return str(_read(folder / "champion.json")["decision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def last_decision(folder: Path) -> str | None:

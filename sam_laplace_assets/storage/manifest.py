@@ -7,7 +7,7 @@ manifests/assignments        sample_id, split, image_digest: remembered for good
 Columns as in `SCHEMA`; `image_path` and `mask_path` are relative to the split's roots.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +22,7 @@ from sam_laplace_assets.storage.samples import Found
 from sam_laplace_assets.storage.store import NotMade, RowStore
 
 VERSION = 1
+EVERYTHING = "all_samples"
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()), ("safe_id", pa.string()), ("class", pa.string()), ("split", pa.string()),
@@ -179,7 +180,7 @@ class AllSamples:
     @classmethod
     def open(cls, place: Place) -> "AllSamples":
         """The table. Raises `NotMade`."""
-        return cls(*_rows_and_whether_all(place, "all_samples"))
+        return cls(*_rows_and_whether_all(place, EVERYTHING))
 
 
 @dataclass(frozen=True)
@@ -233,10 +234,11 @@ class ManifestStore(RowStore):
         if note is None or not super().finished(plan, records):
             return False
         try:
-            rows, _ = _assigned(plan, records, read_assignments(self._place))
+            rows, splits = _assigned(plan, records, read_assignments(self._place))
         except ValueError:  # a run will say what
             return False
-        return bool(digest_of_all(rows) == note["data_version"])
+        forgotten = self._name == EVERYTHING and splits and not self._place.assignments.exists()
+        return bool(digest_of_all(rows) == note["data_version"]) and not forgotten
 
 
 def _assigned(plan: Plan | Course, records: Mapping[str, Record], kept: Assignments) -> tuple[Rows, Assignments]:
@@ -273,20 +275,33 @@ def _at(table: pa.Table, numbers: pa.Array) -> pa.Table:
 def read_assignments(place: Place) -> dict[str, Assignment]:
     """sample_id -> split, for all samples of the base roots that ever had one.
 
+    Where that table was lost, the one of all samples still tells it of those that were there when it was made.
+
     Raises:
         TableRefused: the table is damaged; it cannot be made again as it was.
     """
     path = next((path for path in _places_of_assignments(place) if path.exists()), None)
     if path is None:
-        return {}
+        return _told_by_all_samples(place)
     tables.read_note(path, version=VERSION)
     try:
         rows = list(tables.rows_of(tables.read_arrow(path, ASSIGNMENTS)))
     except tables.TableRefused as error:
         raise tables.TableRefused(
-            f"{path} is damaged, and with it which split each sample was given. Put a copy of it back; "
-            f"without one, delete it, and all splits are drawn anew. ({error.__cause__})"
+            f"{path} is damaged, and with it which split each sample was given. Put a copy of it back; without one, "
+            f"delete it: samples that {EVERYTHING} lists keep their splits, others get new ones. ({error.__cause__})"
         ) from error
+    return _assignments(rows)
+
+
+def _told_by_all_samples(place: Place) -> dict[str, Assignment]:
+    try:
+        return _assignments(Rows(read_manifest(place, EVERYTHING)).valid())
+    except NotMade:
+        return {}
+
+
+def _assignments(rows: Iterable[Row]) -> dict[str, Assignment]:
     return {row["sample_id"]: Assignment(row["split"], row["image_digest"]) for row in rows}
 
 
@@ -330,7 +345,7 @@ def read_manifest(place: Place, name: str) -> pa.Table:
         NotMade: the manifest was never made.
     """
     if tables.read_note(place.table(name), version=VERSION) is None:
-        asset = "all_samples" if name == "all_samples" else f"manifest[{name}]"
+        asset = EVERYTHING if name == EVERYTHING else f"manifest[{name}]"
         raise NotMade(f"{place.table(name).name} is not there. Materialise {asset} first.")
     return tables.read_arrow(place.table(name), SCHEMA)
 

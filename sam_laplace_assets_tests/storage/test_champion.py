@@ -123,6 +123,18 @@ def test_a_history_that_is_damaged_or_newer_is_named(tmp_path):
         decide(tmp_path, "train-b", "2")
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_history_that_lost_its_end_does_not_give_the_title_back(tmp_path, left):
+    decide(tmp_path)
+    decide(tmp_path, "train-b", "2")
+    path = tmp_path / "champion_history.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:left]))
+    with pytest.raises(ValueError, match=r"champion_history\.jsonl lacks the last decision.*Put a copy of it back"):
+        require_champion(tmp_path)
+    path.unlink()
+    assert require_champion(tmp_path).run_id == "train-b"
+
+
 def test_a_decision_made_from_one_that_is_no_longer_in_force_is_refused(tmp_path):
     decide(tmp_path)
     late = plan("train-c", "3", after=last_decision(tmp_path))

@@ -77,9 +77,7 @@ def test_what_is_known_is_not_read_again_and_a_lost_table_is_written_again(place
     first = scan(place, work=work)
     before = holds(place.folder)
     place.table("all_samples").unlink()
-    plan = manifest_plan(KEYS)
-    store = ManifestStore(place, "all_samples")
-    assert not store.finished(plan, store.records(plan.items))
+    assert not is_finished(place)
     work.take()
     assert scan(place, work=work).data_version == first.data_version
     assert work.take() == []
@@ -111,6 +109,24 @@ def test_splits_are_remembered_when_the_table_format_changes(tmp_path):
     write_assignments(Place(tmp_path, "csv"), more)
     for one in FORMATS:
         assert read_assignments(Place(tmp_path, one)) == more
+
+
+def is_finished(place):
+    plan, store = manifest_plan(KEYS), ManifestStore(place, "all_samples")
+    return store.finished(plan, store.records(plan.items))
+
+
+def test_lost_splits_are_noticed_and_taken_from_the_table_of_all_samples(place):
+    scan(place)
+    before, held = read_assignments(place), holds(place.folder)
+    place.assignments.unlink()
+    assert not is_finished(place)
+    scan(place)
+    assert is_finished(place)
+    assert holds(place.folder) == held
+    place.assignments.unlink()
+    scan(place, ("ant__1", *KEYS))  # a new one does not move the others
+    assert before.items() < read_assignments(place).items()
 
 
 def test_damaged_splits_are_an_error_that_does_not_draw_them_anew(place):
