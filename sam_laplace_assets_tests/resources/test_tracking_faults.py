@@ -125,7 +125,7 @@ def test_a_server_that_does_not_come_to_an_end_holds_up_the_run_for_a_stated_tim
         project.change(mlflow={"tracking_uri": uri})
         require_stored_and_told(project, "MLflow did not answer within 2 s; nothing was tracked", at_most=plain + 12)
     keep(f"server that {'drips' if drip else 'never answers'}", group="tracking", tried=1, survived=1,
-         gets="data stored; 20 s lost; the run says that it is not tracked")  # fmt: skip
+         gets="data stored; 30 s lost; the run says that it is not tracked")  # fmt: skip
 
 
 def test_a_slow_server_holds_up_a_run_for_a_stated_time_in_all(monkeypatch):
@@ -192,7 +192,7 @@ def test_a_database_that_another_process_holds_costs_a_stated_time(project, data
     _, told, shown = materialised(project)
     assert (told, shown) == ([], "")
     keep("database locked", group="tracking", tried=1, survived=1,
-         gets="data stored; 20 s lost; the run says that it is not tracked")  # fmt: skip
+         gets="data stored; 30 s lost; the run says that it is not tracked")  # fmt: skip
 
 
 HARMS = {
@@ -252,11 +252,11 @@ def test_a_store_that_may_only_be_read_costs_no_data(project, elsewhere):
 
 
 @pytest.mark.faults
-def test_in_life_a_server_that_never_answers_holds_up_each_asset_for_twenty_seconds(project):
+def test_in_life_a_server_that_never_answers_holds_up_each_asset_for_half_a_minute(project):
     plain, _, _ = materialised(project)
     with slow_server() as uri:
         project.change(mlflow={"tracking_uri": uri})
-        require_stored_and_told(project, "MLflow did not answer within 20 s", at_most=plain + 30)
+        require_stored_and_told(project, "MLflow did not answer within 30 s", at_most=plain + 40)
     with slow_server(seconds=15) as uri:
         project.change(mlflow={"tracking_uri": uri})
         seconds, told, _ = materialised(project)
