@@ -9,6 +9,8 @@ from typing import Any
 
 import dagster as dg
 
+from sam_laplace_assets.compute.chunk import Errand, code_here
+from sam_laplace_assets.compute.spread import NoScheduler, Spread, WorkersFailed
 from sam_laplace_assets.domain.plan import Course, Plan, Record, digest, lacks
 from sam_laplace_assets.overrides import lasting
 from sam_laplace_assets.partitions import require_split
@@ -21,12 +23,12 @@ from sam_laplace_assets.storage.champion import Champion, ChampionStore, require
 from sam_laplace_assets.storage.head import HeadRun, HeadStore
 from sam_laplace_assets.storage.index import IndexStore, TrainingIndex, read_index
 from sam_laplace_assets.storage.lease import held
-from sam_laplace_assets.storage.manifest import AllSamples, Manifest, ManifestStore, open_manifest
-from sam_laplace_assets.storage.materialise import Outcome, TooManyFailed, materialise, run_course
+from sam_laplace_assets.storage.manifest import AllSamples, Manifest, ManifestStore
+from sam_laplace_assets.storage.materialise import Carry, Outcome, TooManyFailed, materialise, run_course
 from sam_laplace_assets.storage.pack import Pack, PackStore
 from sam_laplace_assets.storage.panels import PanelStore
 from sam_laplace_assets.storage.posterior import PosteriorRun, PosteriorStore
-from sam_laplace_assets.storage.project import Project, roots_of
+from sam_laplace_assets.storage.project import Project, manifest_of, roots_of
 from sam_laplace_assets.storage.prompts import Prompts, PromptStore
 from sam_laplace_assets.storage.reports import Layout, ReportStore, SampleReportStore
 from sam_laplace_assets.storage.runs import current_run
@@ -74,7 +76,7 @@ class StoreIOManager(dg.ConfigurableIOManager):
             _alone(context, project, partition, name),
             self.tracking.run(settings, name, _tags(context, partition)) as run,
         ):
-            outcome = _carry_out(context, obj, self.store(project, partition), run, name)
+            outcome = _carry_out(context, obj, self.store(project, partition), run, name, settings)
             report = obj.report(outcome.records)
             run.log(replace(report, metrics=outcome.counts() | dict(report.metrics)))
         for warning in report.warnings:
@@ -117,7 +119,7 @@ def _alone(context: dg.OutputContext, project: Project, partition: str, name: st
     """One run at a time writes a partition; a second one waits, and says for whom."""
     return held(
         project.lease(context.asset_key.to_user_string(), partition),
-        holder=f"run {context.run_id}",
+        holder=_holder(context),
         waiting=lambda holder: context.log.info(f"{name} is being written by {holder}; waiting until it is done."),
     )
 
@@ -137,16 +139,35 @@ def _tags(context: dg.OutputContext, partition: str) -> dict[str, str]:
             "dagster.partition": partition}  # fmt: skip
 
 
-def _carry_out(context: dg.OutputContext, plan: Plan | Course, store: Any, run: TrackedRun, name: str) -> Outcome:
+def _holder(context: dg.OutputContext) -> str:
+    """What a run is called in leases."""
+    return f"run {context.run_id}"
+
+
+def _carry_out(
+    context: dg.OutputContext, plan: Plan | Course, store: Any, run: TrackedRun, name: str, settings: Settings
+) -> Outcome:
     progress = LoggedProgress(context.log, name, run)
     try:
         if isinstance(plan, Plan):
-            return materialise(plan, store, progress=progress)
+            return materialise(plan, store, progress=progress, carry=_workers(context, plan, name, settings))
         return run_course(plan, store, progress=progress, step=lambda state: _follow(context, plan, run, state, name))
     except TooManyFailed as error:
         raise dg.Failure(f"{name}: {error}", allow_retries=False) from error
     except (ValueError, NotMade) as error:
         raise dg.Failure(f"{name} failed: {error}", allow_retries=False) from error
+    except (NoScheduler, WorkersFailed) as error:
+        raise dg.Failure(f"{name} failed: {error}", allow_retries=isinstance(error, WorkersFailed)) from error
+
+
+def _workers(context: dg.OutputContext, plan: Plan, name: str, settings: Settings) -> Carry | None:
+    """Dask's workers, if the settings name some and the plan can be sent to them."""
+    if settings.compute.scheduler is None or plan.elsewhere is None:
+        return None
+    project, partition = Project.of(settings), context.partition_key if context.has_partition_key else ""
+    lease = project.lease(context.asset_key.to_user_string(), partition)
+    errand = Errand(name, plan.elsewhere, plan.made_with, code_here(), lease, _holder(context), project.root)
+    return Spread(errand, settings.compute, context.log.info)
 
 
 def _follow(context: dg.OutputContext, course: Course, run: TrackedRun, state: Any, name: str) -> None:
@@ -182,8 +203,7 @@ class ManifestIO(StoreIOManager):
 
     def view(self, settings: Settings, project: Project, partition: str) -> Manifest:
         """The valid samples of a split."""
-        roots = roots_of(settings.data, partition)
-        return open_manifest(project.manifests, partition, images_root=roots.images_root, masks_root=roots.masks_root)
+        return manifest_of(settings, partition)
 
 
 class PromptsIO(StoreIOManager):

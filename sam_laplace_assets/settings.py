@@ -1,6 +1,7 @@
 """Settings of a project: one YAML file, validated, read anew by every run and tick."""
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -305,6 +306,36 @@ class AlertSettings(Section):
         return given
 
 
+class ComputeSettings(Section):
+    """Where sam_cache, prompt_scores and active_prompting are made: in their own process, or by Dask's workers."""
+
+    scheduler: str | None = Field(
+        None, description="`local`, the address of a Dask scheduler (tcp://node1:8786), or its scheduler file (*.json)"
+    )
+    workers: Positive | None = Field(None, description="that `local` starts; one a GPU, or one, if left out")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="what a worker must offer, as in {GPU: 1}"
+    )
+    chunk_seconds: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="about how long a worker is to work on what it is sent at a time"
+    )
+
+    @field_validator("scheduler")
+    @classmethod
+    def _is_an_address(cls, given: str | None) -> str | None:
+        if given is None or given == "local" or re.match(r"(tcp|tls|ucx)://[^/]+:\d+$|.*\.json$", given):
+            return given
+        raise ValueError("give `local`, an address such as tcp://node1:8786, or the scheduler's file (*.json)")
+
+
+class InstanceSettings(Section):
+    """Where Dagster keeps its records, and MLflow its own if no other place is named."""
+
+    storage: Literal["sqlite", "postgres"] = Field(
+        "sqlite", description="files in DAGSTER_HOME, or the database that SAM_LAPLACE_POSTGRES_URL names"
+    )
+
+
 class RetentionSettings(Section):
     """What `sam-laplace gc` leaves alone beside what is in use."""
 
@@ -327,6 +358,8 @@ class Settings(Section):
     storage: StorageSettings = StorageSettings()
     automation: AutomationSettings = AutomationSettings()
     alerts: AlertSettings = AlertSettings()
+    compute: ComputeSettings = ComputeSettings()
+    instance: InstanceSettings = InstanceSettings()
     retention: RetentionSettings = RetentionSettings()
 
     _source: Path = PrivateAttr(default=Path(DEFAULT_FILE))
@@ -341,6 +374,11 @@ class Settings(Section):
     def warnings(self) -> tuple[str, ...]:
         """What the reader of the file should know."""
         return self._warnings
+
+    @property
+    def without_secrets(self) -> "Settings":
+        """The same without what may hold a token or a password: what a worker may be sent."""
+        return self.model_copy(update={"mlflow": MlflowSettings(), "alerts": AlertSettings()})
 
     @property
     def is_demo(self) -> bool:
@@ -425,6 +463,9 @@ def _anchor(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     for section, keys in PATH_KEYS.items():
         if isinstance(anchored.get(section), dict):
             anchored[section] = _anchor_keys(anchored[section], keys, base)
+    compute = anchored.get("compute")
+    if isinstance(compute, dict) and str(compute.get("scheduler")).endswith(".json"):
+        anchored["compute"] = _anchor_keys(compute, ("scheduler",), base)
     data = anchored.get("data")
     if isinstance(data, dict) and isinstance(data.get("splits"), dict):
         roots = ("images_root", "masks_root")

@@ -13,7 +13,7 @@ from PIL import Image
 from sam_laplace_assets.cli import cli
 from sam_laplace_assets.domain.acquisition import without_truth
 from sam_laplace_assets.resources.annotator import load_annotator
-from sam_laplace_assets.resources.sam import remembered_sha256
+from sam_laplace_assets.resources.sam import sha256_of_checkpoint
 from sam_laplace_assets.storage.champion import require_champion
 from sam_laplace_assets_tests.small_project import draw
 
@@ -72,7 +72,7 @@ def test_the_summary_says_what_was_used(here, read_only):
     assert told["posterior"]["run_id"] == run_id
     meta = json.loads((read_only.paths.posteriors / f"run_{run_id}" / "posterior_meta.json").read_text())
     assert told["posterior"]["state_sha256"] == meta["sha256"]["laplace_state.pt"]
-    assert told["sam"]["sha256"] == remembered_sha256(read_only.settings.sam.checkpoint, here / "memory.json")
+    assert told["sam"]["sha256"] == sha256_of_checkpoint(read_only.settings.sam.checkpoint, here / "memory.json")
     assert told["rule"]["strategy"] == "bald_local"
 
 

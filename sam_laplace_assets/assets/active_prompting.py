@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,14 @@ from sam_laplace_assets.domain.prompts import PromptMix
 from sam_laplace_assets.domain.standings import Standings, curve_rows, difference_rows, in_words, summary_rows
 from sam_laplace_assets.overrides import FORCE, GO_ON, LIMIT, Overrides
 from sam_laplace_assets.partitions import splits
-from sam_laplace_assets.resources.sam import SamModel, SamResource
+from sam_laplace_assets.resources.sam import SamModel, SamResource, model_here
 from sam_laplace_assets.settings import ActivePromptingSettings, Settings, load_settings
-from sam_laplace_assets.storage.active_prompting import ASSET, TABLES
-from sam_laplace_assets.storage.champion import Champion
+from sam_laplace_assets.storage.active_prompting import ASSET, TABLES, ClickStore
+from sam_laplace_assets.storage.champion import Champion, require_champion
 from sam_laplace_assets.storage.manifest import Manifest, Sample
 from sam_laplace_assets.storage.posterior import STATE, PosteriorRun, open_predictor
-from sam_laplace_assets.storage.project import Project
-from sam_laplace_assets.storage.reports import Findings, picture, require_facts
+from sam_laplace_assets.storage.project import Project, manifest_of
+from sam_laplace_assets.storage.reports import Findings, Layout, picture, require_facts
 
 if TYPE_CHECKING:
     from sam_laplace_assets.domain.answering import Answerer
@@ -151,8 +151,19 @@ def plan_active_prompting(
                 finish=Conclusion(tried, settings.prompting.strategy, by_key, groups, player),
                 report=lambda records: report(folder, player, tried, name=name),
                 unit="interactions", weight=lambda item, parts: len(parts), force=force,
-                max_failed_fraction=settings.data.max_failed_fraction,
-                complete=manifest.complete and len(samples) == len(manifest))  # fmt: skip
+                max_failed_fraction=settings.data.max_failed_fraction, made_with=player.made_from,
+                complete=manifest.complete and len(samples) == len(manifest),
+                elsewhere=partial(prompting_elsewhere, settings.without_secrets, manifest.split, tried))  # fmt: skip
+
+
+def prompting_elsewhere(
+    settings: Settings, split: str, tried: ActivePromptingSettings
+) -> tuple[Plan, ClickStore]:  # fmt: skip
+    """The plan of one split and its store, for another process than the run's."""
+    project, model = Project.of(settings), model_here(settings.sam)
+    champion = require_champion(project.posteriors)
+    plan = plan_active_prompting(manifest_of(settings, split), champion, model, settings, tried)
+    return plan, ClickStore(project.report(ASSET, split), Layout(ASSET, TABLES, project.table_format))
 
 
 def refuse_other_sam(posterior: PosteriorRun, model: SamModel, settings: Settings) -> None:

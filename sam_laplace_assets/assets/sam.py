@@ -1,6 +1,7 @@
 """sam_cache: what frozen SAM says to every prompt set, and the maps of its points."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import dagster as dg
 
@@ -10,12 +11,13 @@ from sam_laplace_assets.domain.prompts import MAPS_VERSION
 from sam_laplace_assets.domain.sam import SAM_VERSION
 from sam_laplace_assets.overrides import FORCE, GO_ON, LIMIT, Overrides
 from sam_laplace_assets.partitions import splits
-from sam_laplace_assets.resources.sam import SamModel, SamResource
+from sam_laplace_assets.resources.sam import SamModel, SamResource, model_here
 from sam_laplace_assets.settings import Settings, load_settings
 from sam_laplace_assets.storage.embeddings import EmbeddingCache
 from sam_laplace_assets.storage.manifest import Manifest
-from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.project import Project, manifest_of
 from sam_laplace_assets.storage.prompts import Prompts
+from sam_laplace_assets.storage.sam import SamStore
 
 
 class SamConfig(Overrides):
@@ -47,10 +49,19 @@ def plan_sam_cache(
     lacking = {sample.key: "it has no prompt sets; materialise prompt_sets again" for sample in samples
                if prompts.complete and sample.key not in prompts.points}  # fmt: skip
     work = SamWork(model, embedding_cache(settings, manifest.split))
+    made_with = {**model.identity, "gaussian_sigma": recipe.gaussian_sigma}
     whole = manifest.complete and prompts.complete and len(samples) == len(manifest)
     return Plan(items, make=work.make, make_all=work.make_all, writers=model.io_threads, report=report,
                 unit="prompt sets", weight=count_sets, failed=lacking, force=force, complete=whole,
-                max_failed_fraction=settings.data.max_failed_fraction)  # fmt: skip
+                max_failed_fraction=settings.data.max_failed_fraction, made_with=made_with,
+                elsewhere=partial(sam_cache_elsewhere, settings.without_secrets, manifest.split))  # fmt: skip
+
+
+def sam_cache_elsewhere(settings: Settings, split: str) -> tuple[Plan, SamStore]:
+    """The plan of one split and its store, for another process than the run's."""
+    project, model = Project.of(settings), model_here(settings.sam)
+    manifest, prompts = manifest_of(settings, split), Prompts.open(project.prompt_sets(split), split=split)
+    return plan_sam_cache(manifest, prompts, model, settings), SamStore(project.sam_cache(split))
 
 
 def item_of(source: SamSource) -> Item:

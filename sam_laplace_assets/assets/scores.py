@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,13 @@ from sam_laplace_assets.domain.scores import (
 from sam_laplace_assets.overrides import FORCE, GO_ON, LIMIT, Overrides
 from sam_laplace_assets.partitions import splits
 from sam_laplace_assets.settings import Settings, load_settings
-from sam_laplace_assets.storage.champion import Champion
+from sam_laplace_assets.storage.champion import Champion, require_champion
 from sam_laplace_assets.storage.manifest import Manifest, Sample
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.posterior import STATE, PosteriorRun, open_predictor
-from sam_laplace_assets.storage.project import Project
+from sam_laplace_assets.storage.project import Project, manifest_of
 from sam_laplace_assets.storage.prompts import Prompts
-from sam_laplace_assets.storage.reports import PART, Findings, picture, require_facts
+from sam_laplace_assets.storage.reports import PART, Findings, Layout, SampleReportStore, picture, require_facts
 from sam_laplace_assets.storage.scores import ASSET, TABLES, rows_digests
 
 if TYPE_CHECKING:
@@ -161,7 +161,17 @@ def plan_scores(
                 finish=Conclusion(scorer, {item.key: item.source for item in items}, made_by),
                 report=lambda records: report(folder, f"{ASSET}[{split}]"), failed=lacking,
                 max_failed_fraction=settings.data.max_failed_fraction,
-                complete=pack.complete and len(chosen) == len(pack.safe_ids))  # fmt: skip
+                complete=pack.complete and len(chosen) == len(pack.safe_ids), made_with=made_by,
+                elsewhere=partial(scores_elsewhere, settings.without_secrets, split, rule))  # fmt: skip
+
+
+def scores_elsewhere(settings: Settings, split: str, rule: Rule) -> tuple[Plan, SampleReportStore]:
+    """The plan of one split and its store, for another process than the run's."""
+    project = Project.of(settings)
+    champion, prompts = require_champion(project.posteriors), Prompts.open(project.prompt_sets(split), split=split)
+    plan = plan_scores(split, champion, Pack.open(project.pack(split)), manifest_of(settings, split), prompts, settings,
+                       rule=rule)  # fmt: skip
+    return plan, SampleReportStore(project.report(ASSET, split), Layout(ASSET, TABLES, project.table_format))
 
 
 def _rows_of(pack: Pack) -> dict[str, tuple[int, ...]]:

@@ -93,6 +93,11 @@ alerts:                        # of failed unattended runs and of champion chang
   # command: notify-lab        # on its standard input
   # webhook: https://hooks.example.org/segmentation
 
+compute:                       # of sam_cache, prompt_scores and active_prompting; in their own process if left out
+  # scheduler: tcp://node1:8786   # Dask's; or: local
+  # resources: {GPU: 1}        # what a worker must offer
+  chunk_seconds: 120           # about how long a worker is to work on what it is sent at a time
+
 retention:
   runs: 5                      # newest finished runs that gc keeps of each training split, beside those in use
 """

@@ -167,6 +167,9 @@ class Plan:
         max_failed_fraction: how many items may fail before the asset does.
         force: make everything again.
         complete: whether these are all items; a trial with `limit` is not.
+        made_with: JSON; what all items are made with, which tells in words what differs where a part's digest does.
+        elsewhere: makes this plan and its store again in another process, which can be sent a share of the tasks; it
+            can be pickled. None where the work is too short to be sent.
 
     Raises:
         ValueError: two items have one key.
@@ -184,6 +187,8 @@ class Plan:
     max_failed_fraction: float = 0.0
     force: bool = False
     complete: bool = True
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    elsewhere: "Callable[[], tuple[Plan, Any]] | None" = None
 
     def __post_init__(self) -> None:
         twice = [key for key, times in Counter(item.key for item in self.items).items() if times > 1]

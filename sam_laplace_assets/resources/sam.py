@@ -3,7 +3,7 @@
 import contextlib
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +20,15 @@ MOST_IO_THREADS = 8
 
 @dataclass(frozen=True)
 class SamModel:
-    """A checkpoint, its identity, and the model once it is needed."""
+    """A checkpoint, its identity, and the model once it is needed.
+
+    Attributes:
+        settings: which it is, and how it runs.
+        digests: remembers the SHA-256 of checkpoints; None where it is to be computed.
+    """
 
     settings: SamSettings
-    digests: Path
+    digests: Path | None
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -40,7 +45,7 @@ class SamModel:
         from sam_laplace_assets.domain.sam import SAM_VERSION
 
         return {
-            "checkpoint_sha256": remembered_sha256(self.checkpoint, self.digests),
+            "checkpoint_sha256": sha256_of_checkpoint(self.checkpoint, self.digests),
             "model_type": self.settings.model_type, "precision": self.settings.precision, "version": SAM_VERSION,
         }  # fmt: skip
 
@@ -90,8 +95,14 @@ class SamResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return SamModel(settings, digests)
 
 
-def remembered_sha256(path: Path, memory: Path) -> str:
-    """SHA-256 of a checkpoint, computed again only when its size or time has changed.
+@lru_cache(maxsize=1)
+def model_here(settings: SamSettings) -> SamModel:
+    """The SAM of a worker, loaded once for all that it is sent; its checkpoint may be a copy of its own."""
+    return SamModel(settings, None)
+
+
+def sha256_of_checkpoint(path: Path, memory: Path | None) -> str:
+    """SHA-256 of a checkpoint, computed again only when its size or time is not what is remembered.
 
     Raises:
         dagster.Failure: the file is not there.
@@ -100,6 +111,8 @@ def remembered_sha256(path: Path, memory: Path) -> str:
     if not path.is_file():
         raise dg.Failure(f"SAM checkpoint {path} is not there. Set sam.checkpoint to a file that is.",
                          allow_retries=False)  # fmt: skip
+    if memory is None:
+        return files.file_sha256(path)
     known = files.read_json(memory) if memory.exists() else {}
     if known.get(now) is None:
         known[now] = files.file_sha256(path)

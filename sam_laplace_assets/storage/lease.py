@@ -129,6 +129,16 @@ def held(path: Path, *, holder: str, waiting: Callable[[str], None]) -> Iterator
         )
 
 
+def is_held(path: Path, holder: str) -> bool:
+    """Whether somebody still holds the lease at `path`; where it is away, it may just be put back."""
+    for _ in range(LOOKS_UNTIL_THEN):
+        found = _facts(_read(path) or "").get("holder")
+        if found is not None:
+            return bool(found == holder)
+        time.sleep(SECONDS_UNTIL_PUT_BACK / LOOKS_UNTIL_THEN)
+    return False
+
+
 def _keep_beating(lease: Lease, stopped: threading.Event, lost: threading.Event) -> None:
     while not stopped.wait(SECONDS_BETWEEN_BEATS):
         with contextlib.suppress(OSError):  # a file system that is away for a moment; silence tells the others
@@ -223,7 +233,10 @@ def _facts(text: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> str | None:
+    """What a lease says; None where it is away, or is replaced faster than another machine can read it."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
+        return files.read_bytes(path).decode(errors="replace")
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or files.went_stale(error):
+            return None
+        raise

@@ -5,10 +5,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sam_laplace_assets.domain.plan import Course, Item, Made, Plan, Record, Task, lacks, missing
 from sam_laplace_assets.storage.store import Store
+
+T = TypeVar("T")
+Told = TypeVar("Told", covariant=True)
+
+
+class Writes(Protocol[Told]):
+    """What stores the parts of an item, and tells what it came to."""
+
+    def write(self, item: Item, parts: frozenset[str], value: Any) -> Told:
+        """Put the made parts of an item on disk, whole or not at all."""
+        ...
 
 
 class Progress(Protocol):
@@ -54,8 +65,18 @@ class Outcome:
                 "seconds": round(self.seconds, 3), "made_per_second": round(rate, 3)}  # fmt: skip
 
 
-def materialise(plan: Plan, store: Store, *, progress: Progress) -> Outcome:
+Carry = Callable[[Plan, Any, Sequence[Task]], Iterator[tuple[Made, Record | None]]]
+"""Makes and stores the tasks of a plan: each, in any order, with its record, or None where it failed."""
+
+
+def materialise(plan: Plan, store: Store, *, progress: Progress, carry: Carry | None = None) -> Outcome:
     """Make what is missing or stale of a plan, item by item, and complete the partition.
+
+    Args:
+        plan: what should be there.
+        store: where it is kept.
+        progress: hears of each item.
+        carry: who makes the items; this process, if left out.
 
     Raises:
         TooManyFailed: after the rest was stored; names items and reasons.
@@ -71,7 +92,7 @@ def materialise(plan: Plan, store: Store, *, progress: Progress) -> Outcome:
         progress(0, 0, pending, plan.unit)
     for item, _ in todo:
         outcome.records.pop(item.key, None)
-    for made, record in _stored(plan, store, todo):
+    for made, record in (carry or make_here)(plan, store, todo) if todo else ():
         units = plan.weight(made.item, made.parts)
         if record is None:
             outcome.failed[made.item.key] = made.failed
@@ -89,28 +110,24 @@ def materialise(plan: Plan, store: Store, *, progress: Progress) -> Outcome:
     return outcome
 
 
-def _stored(plan: Plan, store: Store, todo: Sequence[Task]) -> Iterator[tuple[Made, Record | None]]:
+def make_here(plan: Plan, store: "Writes[T]", todo: Sequence[Task]) -> Iterator[tuple[Made, T | None]]:
     """What became of each task, and its record once it is stored, up to `writers` tasks behind the making."""
     if not plan.writers:
         for made in plan.carry_out(todo):
             yield made, None if made.failed else store.write(made.item, made.parts, made.value)
         return
     with ThreadPoolExecutor(plan.writers, thread_name_prefix="write") as pool:
-        behind: deque[tuple[Made, Future[Record]]] = deque()
+        behind: deque[tuple[Made, Future[T]]] = deque()
         for made in plan.carry_out(todo):
             if made.failed:
                 yield made, None
                 continue
             behind.append((replace(made, value=None), pool.submit(store.write, made.item, made.parts, made.value)))
             while behind and (len(behind) > plan.writers or behind[0][1].done()):
-                yield _settled(behind)
-        while behind:
-            yield _settled(behind)
-
-
-def _settled(behind: deque[tuple[Made, Future[Record]]]) -> tuple[Made, Record]:
-    made, writing = behind.popleft()
-    return made, writing.result()
+                stored, writing = behind.popleft()
+                yield stored, writing.result()
+        for stored, writing in behind:
+            yield stored, writing.result()
 
 
 def _too_many(plan: Plan, outcome: Outcome) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES, check_split_key
 from sam_laplace_assets.settings import DataSettings, Settings
 from sam_laplace_assets.storage import tables
-from sam_laplace_assets.storage.manifest import Place
+from sam_laplace_assets.storage.manifest import Manifest, Place, open_manifest
 
 
 class SplitUnknown(ValueError):
@@ -151,6 +151,13 @@ def roots_of(data: DataSettings, split: str) -> SplitRoots:
             f"data.splits.{split} in the settings, or set data.allow_links_out: true."
         )
     return SplitRoots(folder / "images", folder / "masks", *keys)
+
+
+def manifest_of(settings: Settings, split: str) -> Manifest:
+    """The valid samples of a split. Raises `NotMade`."""
+    roots = roots_of(settings.data, split)
+    place = Project.of(settings).manifests
+    return open_manifest(place, split, images_root=roots.images_root, masks_root=roots.masks_root)
 
 
 def named_splits(data: DataSettings) -> list[str]:

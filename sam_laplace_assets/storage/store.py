@@ -137,8 +137,16 @@ class FileStore(LedgerStore, ABC):
 
     def write(self, item: Item, parts: frozenset[str], value: Any) -> Record:
         """Put an item on disk, then into the ledger."""
+        return self.take(item.key, *self.put(item, parts, value))
+
+    def put(self, item: Item, parts: frozenset[str], value: Any) -> tuple[str, Record]:
+        """Put an item on disk, for whoever has the ledger to `take`: its signature and its record."""
         record = self.write_files(item, parts, value)
-        return self._remember(item.key, self.signature(item.key), record)
+        return self.signature(item.key), record
+
+    def take(self, key: str, signature: str, record: Record) -> Record:
+        """Take an item that was put on disk into the ledger."""
+        return self._remember(key, signature, record)
 
     def _look(self, item: Item) -> Record | None:
         now = self.signature(item.key)

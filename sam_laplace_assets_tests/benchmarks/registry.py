@@ -5,7 +5,7 @@ from importlib import import_module
 
 from sam_laplace_assets_tests.benchmarks.harness import Benchmark
 
-MODULES = ("sam", "stage", "training", "posterior", "pack", "incremental", "scale", "startup", "gpu")
+MODULES = ("sam", "stage", "training", "posterior", "pack", "incremental", "workers", "scale", "startup", "gpu")
 
 
 def _found() -> Mapping[str, Benchmark]:

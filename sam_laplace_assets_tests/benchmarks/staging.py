@@ -143,7 +143,7 @@ class Stage:
         return lambda: plain_precompute(sam, files, self._empty(), sigma=SIGMA)
 
 
-def photos(folder: Path, *, count: int, model_type: str = "vit_b", **sam: Any) -> Stage:
+def photos(folder: Path, *, count: int, model_type: str = "vit_b", sets: int = SETS, **sam: Any) -> Stage:
     """Photo-size images and a SAM whose weights are drawn from a seed."""
     import torch
 
@@ -151,7 +151,7 @@ def photos(folder: Path, *, count: int, model_type: str = "vit_b", **sam: Any) -
 
     torch.manual_seed(0)
     torch.save(build_model(model_type).state_dict(), folder / "sam.pth")
-    stage = Stage(folder, {"model_type": model_type, "checkpoint": "sam.pth", "device": "cpu", **sam})
+    stage = Stage(folder, {"model_type": model_type, "checkpoint": "sam.pth", "device": "cpu", **sam}, sets)
     for number in range(count):
         stage.add(f"photos/{number:04d}", *_photo(number))
     stage.prepare()

@@ -423,6 +423,11 @@ NOTHING = {
     "automation.debounce_seconds": 1.0,
     "alerts.command": "true",
     "alerts.webhook": "http://127.0.0.1:9",
+    "compute.scheduler": "local",
+    "compute.workers": 2,
+    "compute.resources": {"GPU": 1},
+    "compute.chunk_seconds": 1.0,
+    "instance.storage": "postgres",
     "retention.runs": 1,
 }
 """Settings of which another value makes nothing again."""

@@ -7,6 +7,7 @@ from sam_laplace_assets_tests.faults.figures import keep
 from sam_laplace_assets_tests.faults.nursery import FAULTS
 
 MOST, MOST_OF_SLOW = 18, {"evaluation": 8}
+"""Losses of power of one stage; crashes are tried at all of its writes, syncs and renames."""
 GETS = "whole files or none; the next run goes on, makes nothing twice, and ends with the same content"
 
 
@@ -39,17 +40,18 @@ def test_a_stage_that_dies_at_a_write_loses_nothing_and_is_gone_on_with(stages, 
 @pytest.mark.faults
 @pytest.mark.parametrize("asset", ATTACKED)
 def test_a_stage_that_dies_at_each_write_loses_nothing_and_is_gone_on_with(stages, asset):
-    die_at_each_write(stages, asset, name=f"crash at each write: {asset}", power=False)
+    every = range(len(stages.of(asset).events))
+    die_at_writes(stages, asset, every, name=f"crash at every write, sync and rename: {asset}", power=False)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("asset", ATTACKED)
 def test_a_stage_whose_power_goes_while_it_is_made_anew_loses_nothing_and_is_gone_on_with(stages_again, asset):
-    die_at_each_write(stages_again, asset, name=f"power lost at each write: {asset}", power=True)
+    some = spread(len(stages_again.of(asset).events), MOST_OF_SLOW.get(asset, MOST))
+    die_at_writes(stages_again, asset, some, name=f"power lost at writes, syncs and renames: {asset}", power=True)
 
 
-def die_at_each_write(stages, asset, *, name, power):
-    deaths = spread(len(stages.of(asset).events), MOST_OF_SLOW.get(asset, MOST))
+def die_at_writes(stages, asset, deaths, *, name, power):
     died = sum(stages.attack(asset, at=at, power=power) for at in deaths)
     keep(name, group="killed anywhere", tried=died, survived=died, gets=GETS)
     assert died >= 0.8 * len(deaths)  # threads that write do not always count to the same number
