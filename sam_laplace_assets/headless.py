@@ -129,6 +129,7 @@ def run_job(
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
     errors = [event.step_failure_data.error for event in result.get_step_failure_events()]
+    errors += [error.cause for error in errors if error is not None]
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 

@@ -12,6 +12,7 @@ import dagster as dg
 from sam_laplace_assets.compute.chunk import Errand, code_here
 from sam_laplace_assets.compute.spread import NoScheduler, Spread, WorkersFailed
 from sam_laplace_assets.domain.plan import Course, Plan, Record, digest, lacks
+from sam_laplace_assets.launcher import is_ours
 from sam_laplace_assets.overrides import lasting
 from sam_laplace_assets.partitions import require_split
 from sam_laplace_assets.reporting import LoggedProgress, metadata_of
@@ -72,6 +73,7 @@ class StoreIOManager(dg.ConfigurableIOManager):
         partition = context.partition_key if context.has_partition_key else ""
         name, project = asset_name(context.asset_key, partition), Project.of(settings)
         with (
+            _stopped_for_good(context, name),
             _disk_in_words(name, project),
             _alone(context, project, partition, name),
             self.tracking.run(settings, name, _tags(context, partition)) as run,
@@ -122,6 +124,17 @@ def _alone(context: dg.OutputContext, project: Project, partition: str, name: st
         holder=_holder(context),
         waiting=lambda holder: context.log.info(f"{name} is being written by {holder}; waiting until it is done."),
     )
+
+
+@contextmanager
+def _stopped_for_good(context: dg.OutputContext, name: str) -> Iterator[None]:
+    """Let a run that was stopped by hand end, where Dagster would try its step again as after a worker's eviction."""
+    try:
+        yield
+    except dg.DagsterExecutionInterruptedError as error:
+        if not is_ours(context.step_context.dagster_run):
+            raise
+        raise dg.Failure(f"{name} was stopped. What is finished is kept.", allow_retries=False) from error
 
 
 @contextmanager

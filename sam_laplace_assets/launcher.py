@@ -45,6 +45,11 @@ def this_process() -> dict[str, str]:
     return {PROCESS: f"{socket.gethostname()}:{psutil.Process().pid}"}
 
 
+def is_ours(run: dg.DagsterRun) -> bool:
+    """Whether a run is carried out in this process, by whoever sits before it, and not by a worker of Dagster's."""
+    return run.tags.get(PROCESS) == this_process()[PROCESS]
+
+
 def is_gone(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
     """Whether a started run has lost its process; never of a run whose process is not known, or not on this machine."""
     host, _, process = run.tags.get(PROCESS, "").rpartition(":")

@@ -1,5 +1,6 @@
 """The workers that a run sends chunks to: those of a scheduler that is there, or some that it starts itself."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -115,18 +116,18 @@ def start_local(compute: ComputeSettings) -> "SpecCluster":
     gpus = _gpus()
     count = compute.workers or max(1, gpus)
     options: dict[str, Any] = {"nthreads": max(1, len(os.sched_getaffinity(0)) // count), "memory_limit": 0,
-                               "resources": dict(compute.resources), "host": "127.0.0.1"}  # fmt: skip
+                               "resources": dict(compute.resources), "host": "127.0.0.1",
+                               "silence_logs": logging.ERROR}  # fmt: skip
     workers = {
         number: {"cls": Nanny, "options": {**options, "env": _sees_one(number, gpus)}} for number in range(count)
     }
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}}
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=40)
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 def _sees_one(number: int, gpus: int) -> dict[str, str]:
-    """The environment of a worker that has one GPU to itself, if there are any, and says only what went wrong."""
-    quiet = {"DASK_LOGGING__DISTRIBUTED": "warning"}
-    return quiet | ({"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 else {})
+    """The environment of a worker that has one GPU to itself, if there are any."""
+    return {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 else {}
 
 
 def _gpus() -> int:

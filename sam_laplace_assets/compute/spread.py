@@ -81,6 +81,7 @@ class Dealer:
     seconds_each: dict[str, float] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     chunks: int = 0
+    said: str = ""
     spoke: float = 0.0
 
     def __post_init__(self) -> None:
@@ -203,11 +204,11 @@ class Dealer:
 
     def _wait(self, known: int) -> None:
         """Say now and then that nobody is there."""
-        if time.monotonic() - self.spoke < SECONDS_BETWEEN_WORDS:
-            return
-        self.spoke = time.monotonic()
         needed = ", ".join(f"{name}={amount:g}" for name, amount in self.crew.resources.items())
         lacking = f"{known} workers are there, none of them offers {needed}" if known else "no worker is there"
+        if lacking == self.said and time.monotonic() - self.spoke < SECONDS_BETWEEN_WORDS:
+            return
+        self.said, self.spoke = lacking, time.monotonic()
         self.spread.tell(f"{self.spread.errand.name} waits: {lacking} at {self.crew.address}. Start one with "
                          f"`dask worker {self.crew.address}{f' --resources {needed}' if needed else ''}`.")  # fmt: skip
 

@@ -143,16 +143,18 @@ def test_the_workers_of_a_run_that_is_stopped_stop_too(lab, project):
     lab.scheduler()
     lab.worker()
     over(lab, project, chunk_seconds=300.0)
+    project.change(prompt_generation={"num_promptsets_train": 60})
+    assert project.materialise("prompt_sets", split="train").success
     run = Rival.running(project, "--split", "train", "--asset", "sam_cache")
     with all_stopped(run):
         until(lambda: len(cached(project)) > 60)
         run.process.send_signal(signal.SIGINT)
-        run.process.wait(timeout=60)
+        assert run.process.wait(timeout=60) == 130
         time.sleep(5.0)
         before = cached(project)
         time.sleep(5.0)
         assert cached(project) == before
-        assert len(before) < 24 * (4 * SETS["num_promptsets_train"])
+        assert len(before) < 24 * 4 * 60
 
 
 def test_a_worker_with_other_code_is_refused_naming_both(lab, project, tmp_path):
