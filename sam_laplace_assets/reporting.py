@@ -14,6 +14,8 @@ from sam_laplace_assets.storage.materialise import Outcome
 
 SECONDS_BETWEEN_LINES = 5.0
 UNITS_BETWEEN_LINES = 100
+LINES_FOR_UNITS = 100
+"""At most: each line is an event of Dagster's and a point of MLflow's, which must not grow with the images."""
 PREVIEW_ROWS = 12
 DIGITS = 5
 UNUSED = "No head is trained or judged on it"
@@ -34,7 +36,8 @@ class LoggedProgress:
         if self._first is None:
             self._first = self._told_units = done
             return
-        due = now - self._told >= SECONDS_BETWEEN_LINES or done - self._told_units >= UNITS_BETWEEN_LINES
+        enough = max(UNITS_BETWEEN_LINES, total // LINES_FOR_UNITS)
+        due = now - self._told >= SECONDS_BETWEEN_LINES or done - self._told_units >= enough
         if not due and done < total:
             return
         self._told, self._told_units = now, done

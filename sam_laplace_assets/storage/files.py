@@ -21,6 +21,8 @@ from sam_laplace_assets.domain.plan import digest
 TEMPORARY = ".tmp-"
 SECONDS_A_WRITE_MAY_TAKE = 24 * 3600.0
 SYNCS_AT_ONCE = 8
+OPENINGS = 5
+"""Of a file that goes stale each time before it is read."""
 CHECK = "check"
 MAKE_ROOM = "Make room there (`sam-laplace gc` lists what may go), then run again: what is finished is kept."
 REFUSALS = {
@@ -71,6 +73,21 @@ def compact_json_bytes(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
+def read_bytes(path: Path) -> bytes:
+    """What the file at `path` holds; opened again where another machine replaced it just then.
+
+    On one machine an open file can be read to its end when another takes its name; a network file system says that it
+    is stale.
+    """
+    for _ in range(OPENINGS - 1):
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if not went_stale(error):
+                raise
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> Any:
     """The JSON value at `path`.
 
@@ -78,7 +95,7 @@ def read_json(path: Path) -> Any:
         ValueError: the file is not JSON; names it.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}. Delete it to have it made again.") from error
 
@@ -132,14 +149,24 @@ def require_room(folder: Path, size: int) -> None:
 
 
 def _refusal(error: BaseException | None) -> int | None:
-    """The number in `REFUSALS` that an error, or the one that it came after, is about; HDF5 tells it in its text."""
+    """The number in `REFUSALS` that an error, or the one that it came after, is about."""
     while error is not None:
-        told = re.search(r"errno = (\d+)", str(error))
-        number = getattr(error, "errno", None) or (int(told.group(1)) if told else None)
+        number = _number(error)
         if number in REFUSALS:
             return number
         error = error.__cause__ or error.__context__
     return None
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error; HDF5 tells it in its text."""
+    told = re.search(r"errno = (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(told.group(1)) if told else None)
+
+
+def went_stale(error: BaseException) -> bool:
+    """Whether a file was replaced or removed by another machine while it was open."""
+    return _number(error) == errno.ESTALE
 
 
 def _refused(path: Path, number: int) -> str:

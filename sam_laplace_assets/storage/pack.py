@@ -150,10 +150,15 @@ class PackStore:
             return set()
 
     def _slots(self, items: Sequence[Item]) -> dict[str, Slot]:
-        """item key -> its place: in a shard written just now, else in one that the pack names, else in any."""
+        """item key -> its place: in a shard written just now, else in one that the pack names, else in any.
+
+        Those two are opened whether the folder lists them or not: over a network its listing may be older than they.
+        """
         wanted, named = {(item.key, item.parts[PART]) for item in items}, self._named()
+        known = {self._shards / name for name in {*self._written, *named} if SHARD.fullmatch(name)}
         slots: dict[str, Slot] = {}
-        rank = {path: (path.name in self._written, path.name in named) for path in sorted(self._shards.glob("*.h5"))}
+        shards = sorted(known.union(self._shards.glob("*.h5")))
+        rank = {path: (path.name in self._written, path.name in named) for path in shards}
         for path in sorted(rank, key=rank.__getitem__):
             there = read_slots(path)
             live = {key: slot for (key, made_from), slot in there.items() if (key, made_from) in wanted}

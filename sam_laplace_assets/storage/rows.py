@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sam_laplace_assets.domain.pack import MemoryRows, Rows
+from sam_laplace_assets.storage import files
 from sam_laplace_assets.storage.enclosed import require_enclosed
 from sam_laplace_assets.storage.layout import MISSING
 from sam_laplace_assets.storage.pack import Pack, PackRefused, check_shards, open_pack, shards_of
@@ -16,6 +17,8 @@ from sam_laplace_assets.storage.shards import ARRAYS, SHAPE, UNREADABLE, is_itse
 
 GIB = 1 << 30
 BLOCK = 64
+OTHER_FILES = 256
+"""That a process may have open beside the shards of a pack."""
 
 
 class OpenPack:
@@ -24,6 +27,7 @@ class OpenPack:
     def __init__(self, pack: Pack) -> None:
         self._path, self.file = pack.path, _open_unchanged(pack)
         _require_enclosed_shards(self._path, self.file)
+        _allow_open_files(self._path, len(shards_of(self._path, self.file)))
         self._datasets = {name: self.file[name] for name in (*ARRAYS, "mask")}
 
     def array(self, name: str, at: int | slice) -> np.ndarray:
@@ -32,6 +36,8 @@ class OpenPack:
             return np.asarray(self._datasets[name][at])
         except UNREADABLE as error:
             check_shards(self._path, self.file)
+            if files.went_stale(error):
+                raise PackRefused(f"{self._path} was replaced elsewhere while it was read. Run again.") from error
             raise PackRefused(
                 f"{name} at {at} of {self._path} is damaged in {_shards_of(self._datasets[name], at)} ({error}). "
                 "Delete that shard and materialise hdf5_pack again."
@@ -109,6 +115,26 @@ def _open_unchanged(pack: Pack) -> h5py.File:
         return file
     file.close()
     raise PackRefused(f"{pack.path} was replaced after it was opened by this run. Run again.")
+
+
+def _allow_open_files(path: Path, shards: int) -> None:
+    """Let this process open all shards of a pack, and those of another: HDF5 takes what it cannot open for gone.
+
+    Raises:
+        PackRefused: the machine does not let it have so many files open.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= 2 * shards + OTHER_FILES:
+        return
+    most = 2 * shards + OTHER_FILES if hard == resource.RLIM_INFINITY else hard
+    if most < shards + OTHER_FILES:
+        raise PackRefused(
+            f"{path} has {shards:,} shards, and a process may have no more than {most:,} files open here. Raise that "
+            f"limit (`ulimit -Hn`) above {shards + OTHER_FILES:,}, then run again."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _require_enclosed_shards(path: Path, file: h5py.File) -> None:

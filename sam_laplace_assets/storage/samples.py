@@ -3,6 +3,7 @@
 Folders are classes. Nothing is opened here, and nothing written.
 """
 
+import errno
 import os
 import re
 import stat
@@ -18,6 +19,13 @@ _DEEPEST = 100
 """Folders below a root: the names of what lies deeper are too long anyway."""
 _OUT = "a link out of the root: copy the file here, set the root above both, or allow it with data.allow_links_out"
 _NO_TEXT, _CONTROL = re.compile(r"[\ud800-\udfff]"), re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FAILURES = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
+             errno.EREMOTEIO}  # fmt: skip
+"""What a file system says that is away for a moment."""
+
+
+class ListingFailed(OSError):
+    """A file system failed while a folder was listed: what the list lacks may well be there."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ def list_samples(
 
     Raises:
         FileNotFoundError: a root is not there.
+        ListingFailed: a file system failed; what could not be seen must not pass for gone.
     """
     for root, key in ((images_root, images_key), (masks_root, masks_key)):
         if not root.is_dir():
@@ -137,8 +146,13 @@ def _walk(
         allow_links_out: whether links may lead out of the root.
     """
     try:
-        entries = sorted(folder.iterdir())
+        entries = sorted({*folder.iterdir()})  # network file systems may list a name twice while others are added
     except OSError as error:
+        if error.errno in _FAILURES:
+            raise ListingFailed(
+                f"{folder} could not be listed ({error.strerror}). Whatever is below it would pass for gone, so "
+                "nothing was scanned. See that its file system is there, then scan again."
+            ) from error
         if len(above) == 1:
             raise
         yield folder, f"a folder that cannot be read ({error.strerror}): mend or remove it"

@@ -10,15 +10,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
-CLASSES = 20
-ARRAY_BYTES = 128 + 256 * 256 * 2
+from sam_laplace_assets_tests.benchmarks.simulated import ARRAY_BYTES, CLASSES, FAKES, create_with_room, make_room
 
 
 def hollow_project(folder: Path, *, samples: int, sets: int) -> Path:
@@ -35,7 +33,7 @@ def hollow_project(folder: Path, *, samples: int, sets: int) -> Path:
     _touch(folder, samples)
     with dg.DagsterInstance.ephemeral() as instance, _without_content():
         for asset, split in stages():
-            _fill(asset, split, instance, sets)
+            _fill(asset, split, instance)
     return project.config
 
 
@@ -48,7 +46,7 @@ def _touch(folder: Path, samples: int) -> None:
             path.touch()
 
 
-def _fill(asset: str, split: str, instance: Any, sets: int) -> None:
+def _fill(asset: str, split: str, instance: Any) -> None:
     """Make one stage, its items without looking at an image."""
     from sam_laplace_assets.assets.graph import BY_NAME
     from sam_laplace_assets.freshness import wanted_plan
@@ -57,7 +55,7 @@ def _fill(asset: str, split: str, instance: Any, sets: int) -> None:
     from sam_laplace_assets_tests.benchmarks.preparing import quiet, store_of
 
     plan = wanted_plan(BY_NAME[asset], split, load_settings(), instance, {})
-    makers = {"all_samples": row, "prompt_sets": points, "sam_cache": answers, "hdf5_pack": partial(rows, sets=sets)}
+    makers = {"all_samples": row, "prompt_sets": points, **{name: fake.make for name, fake in FAKES.items()}}
     if (make := makers.get(asset)) is not None:
         plan = replace(plan, make=make, make_all=None, writers=0)
     materialise(plan, store_of(asset, split), progress=quiet)
@@ -89,29 +87,6 @@ def points(item: Any, parts: frozenset[str]) -> tuple[Any, ...]:
     return tuple(sets)
 
 
-def answers(item: Any, parts: frozenset[str]) -> Any:
-    """Every array of every prompt set as one number, for which a hole is written."""
-    from sam_laplace_assets.storage.sam import ARRAYS, SampleOutput, SetOutput
-
-    arrays = {name: np.zeros(1, dtype=np.float16) for part in ARRAYS.values() for name in part}
-    sets = []
-    for one in item.source.prompts.read(item.key):
-        provenance = {part: item.source.provenance[f"{one.promptset_id:04d}/{part}"] for part in ARRAYS}
-        facts = {"sample_id": item.source.sample.sample_id, "k_pairs": one.k_pairs, "branch": 0, "sigma": 8.0,
-                 "points": {"pos": one.pos, "neg": one.neg}, "predicted_ious": [0.9, 0.8, 0.7]}  # fmt: skip
-        sets.append(SetOutput(one.promptset_id, arrays, facts, provenance))
-    return SampleOutput(sets)
-
-
-def rows(item: Any, parts: frozenset[str], *, sets: int) -> Any:
-    """The rows of one sample, all of them one number."""
-    from sam_laplace_assets.storage.shards import ARRAYS, NUMBERS, PackedSample
-
-    arrays = {name: np.broadcast_to(np.float16(0), (sets, 256, 256)) for name in ARRAYS}
-    numbers = {name: range(sets) if name == "promptset_id" else [5] * sets for name in NUMBERS}
-    return PackedSample(arrays, numbers, np.broadcast_to(np.bool_(False), (256, 256)))
-
-
 @contextmanager
 def _without_content() -> Iterator[None]:
     """Arrays become holes, rows of shards are not written, nothing is synced."""
@@ -122,7 +97,8 @@ def _without_content() -> Iterator[None]:
             (files, "sync", lambda path: None),
             (files, "write_set", write_holes),
             (files, "json_bytes", lambda value: json.dumps(value).encode()),
-            (shards, "append", lambda dataset, values: dataset.resize(len(dataset) + len(values), axis=0)),
+            (shards, "append", make_room),
+            (shards.ShardWriter, "_create", create_with_room),
         ):
             stack.enter_context(patch.object(module, name, hollow))
         yield

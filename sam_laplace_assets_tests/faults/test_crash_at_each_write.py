@@ -6,7 +6,7 @@ from sam_laplace_assets_tests.faults.crashing import ATTACKED, Stages
 from sam_laplace_assets_tests.faults.figures import keep
 from sam_laplace_assets_tests.faults.nursery import FAULTS
 
-MOST, MOST_OF_SLOW = 18, {"evaluation": 8}
+MOST, MOST_OF_SLOW = 12, {"evaluation": 8}
 """Losses of power of one stage; crashes are tried at all of its writes, syncs and renames."""
 GETS = "whole files or none; the next run goes on, makes nothing twice, and ends with the same content"
 
