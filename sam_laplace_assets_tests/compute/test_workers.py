@@ -1,12 +1,15 @@
 """Workers of a real Dask scheduler make what this process would make, and nothing is lost or made twice."""
 
+import json
 import shutil
 import signal
 import time
+import urllib.request
 
 import pytest
 
 from sam_laplace_assets.compute import cluster
+from sam_laplace_assets_tests.browser import serving
 from sam_laplace_assets_tests.compute.lab import kill, lab_in, meanwhile, until
 from sam_laplace_assets_tests.faults.concurrent import Rival, all_stopped
 from sam_laplace_assets_tests.small_project import REPOSITORY, SmallProject, draw_plainly, failure, hashes
@@ -155,6 +158,45 @@ def test_the_workers_of_a_run_that_is_stopped_stop_too(lab, project):
         time.sleep(5.0)
         assert cached(project) == before
         assert len(before) < 24 * 4 * 60
+
+
+LAUNCH = """mutation Launch($run: ExecutionParams!) {
+  launchRun(executionParams: $run) { __typename ... on LaunchRunSuccess { run { runId } } }
+}"""
+TERMINATE = "mutation Stop($id: String!) { terminateRun(runId: $id) { __typename } }"
+STATUS = "query Status($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+
+
+@pytest.mark.timeout(400)
+def test_a_run_that_is_cancelled_in_the_ui_stops_its_chunks(lab, project):
+    lab.scheduler()
+    lab.worker()
+    over(lab, project, chunk_seconds=300.0)
+    project.change(prompt_generation={"num_promptsets_train": 60})
+    assert project.materialise("prompt_sets", split="train").success
+    selector = {"repositoryLocationName": "sam_laplace", "repositoryName": "__repository__", "jobName": "prepare_split",
+                "assetSelection": [{"path": ["sam_cache"]}]}  # fmt: skip
+    tags = [{"key": "dagster/partition", "value": "train"}]
+    run = {"selector": selector, "mode": "default", "runConfigData": "{}", "executionMetadata": {"tags": tags}}
+    with serving(project) as address:
+        launched = ask(address, LAUNCH, run=run)["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        number = launched["run"]["runId"]
+        until(lambda: len(cached(project)) > 60)
+        ask(address, TERMINATE, id=number)
+        until(lambda: ask(address, STATUS, id=number)["runOrError"]["status"] == "CANCELED")
+        time.sleep(5.0)
+        before = cached(project)
+        time.sleep(5.0)
+        assert cached(project) == before
+        assert len(before) < 24 * 4 * 60
+
+
+def ask(address, query, **variables):
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)["data"]
 
 
 def test_a_worker_with_other_code_is_refused_naming_both(lab, project, tmp_path):
