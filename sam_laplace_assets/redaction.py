@@ -2,6 +2,7 @@
 
 import os
 import re
+from urllib.parse import unquote
 
 HIDDEN = "***"
 SHORTEST = 8
@@ -14,14 +15,16 @@ _NAMED = re.compile(
     re.I,
 )
 _HEADER = re.compile(r"(?P<name>\bAuthorization['\"]?\s*[=:]\s*['\"]?(?:\w+\s+)?|\bBearer\s+)[\w.~+/=-]{6,}", re.I)
+_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@:]*:(?P<password>.+)@[^@]*", re.I)
 _SECRET_VARIABLE = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|CREDENTIAL", re.I)
 
 
 def redact(text: str) -> str:
     """The text without user and password of addresses, without values of tokens and passwords, named or known.
 
-    Known are those of the environment, in variables whose name says so. A secret that is the path of an address, as
-    that of a webhook, does not look like one: whoever holds such an address shows its host alone.
+    Known are those of the environment: in variables whose name says so, and the passwords of addresses. A secret that
+    is the path of an address, as that of a webhook, does not look like one: whoever holds such an address shows its
+    host alone.
     """
     for value in _of_the_environment():
         text = text.replace(value, HIDDEN)
@@ -35,6 +38,8 @@ def without_user(address: str) -> str:
 
 
 def _of_the_environment() -> list[str]:
-    """Values of secret variables, longest first, so that none hides a part of another."""
-    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= SHORTEST}
-    return sorted(found, key=len, reverse=True)
+    """Values of secret variables and passwords of addresses, longest first, so that none hides a part of another."""
+    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    for address in filter(None, map(_PASSWORD.fullmatch, os.environ.values())):
+        found |= {address["password"], unquote(address["password"])}
+    return sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True)

@@ -23,6 +23,8 @@ from sam_laplace_assets.settings import Settings, load_settings
 
 LOOPBACK = "127.0.0.1"
 SECONDS_TO_STOP = 20.0
+MLFLOW_STORE = "MLFLOW_BACKEND_STORE_URI"
+"""Variable of MLflow's own, of its option --backend-store-uri."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def _mlflow(settings: Settings) -> list[str]:
     if store.artifacts is None:
         return []
     store.client()
-    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", LOOPBACK,
-            "--port", str(UI_PORT), "--workers", "1",
+    os.environ[MLFLOW_STORE] = store.uri  # it may hold a password, and all who are on this machine see command lines
+    return [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(UI_PORT), "--workers", "1",
             "--artifacts-destination", str(store.artifacts)]  # fmt: skip
 
 

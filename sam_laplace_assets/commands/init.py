@@ -93,6 +93,8 @@ alerts:                        # of failed unattended runs and of champion chang
   # command: notify-lab        # on its standard input
   # webhook: https://hooks.example.org/segmentation
 
+# instance: {storage: postgres}   # of Dagster and MLflow, for a team; else SQLite files in DAGSTER_HOME
+
 compute:                       # of sam_cache, prompt_scores and active_prompting; in their own process if left out
   # scheduler: tcp://node1:8786   # Dask's; or: local
   # resources: {GPU: 1}        # what a worker must offer

@@ -17,6 +17,7 @@ import dagster as dg
 
 from sam_laplace_assets.domain.plan import Registered, Report
 from sam_laplace_assets.redaction import redact, without_user
+from sam_laplace_assets.resources.postgres import Server
 from sam_laplace_assets.settings import MlflowSettings, Settings
 
 if TYPE_CHECKING:
@@ -38,15 +39,23 @@ SHARE_OF_TIME = 0.1
 class Store:
     """Where runs are tracked: a database or server, and a folder for artifacts where it is a database of ours."""
 
-    uri: str
+    uri: str = field(repr=False)
     artifacts: Path | None
+    server: Server | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> "Store":
-        """The store that the settings name; else SQLite in the Dagster home, or in the project root without one."""
+        """The store that the settings name; else the instance's own.
+
+        That is its PostgreSQL server, with artifacts in the project root, which all machines see; or SQLite in the
+        Dagster home, or in the project root without one.
+        """
         if (uri := settings.mlflow.tracking_uri) is not None:
             beside = Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts"
             return cls(uri, beside if uri.startswith(SQLITE) else None)
+        if settings.instance.storage == "postgres":
+            server = Server.of_environment()
+            return cls(server.mlflow_address, settings.data.project_root / "mlartifacts", server)
         home = Path(os.environ.get("DAGSTER_HOME") or settings.data.project_root).resolve()
         return cls(f"{SQLITE}{home / 'mlflow.db'}", home / "mlartifacts")
 
@@ -59,7 +68,6 @@ class Store:
         """A client; the first one makes the database, one process at a time."""
         import logging
 
-        from filelock import FileLock
         from mlflow import MlflowClient
 
         for name, value in PATIENCE.items():
@@ -69,10 +77,23 @@ class Store:
         if self.artifacts is None:
             return MlflowClient(self.uri)
         self.artifacts.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.artifacts.parent / "mlflow.db.lock"):
+        with self._first_alone(self.artifacts.parent):
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
         return client
+
+    @contextlib.contextmanager
+    def _first_alone(self, folder: Path) -> Iterator[None]:
+        """Let one process at a time make MLflow's tables: of a machine beside its file, of all on a server."""
+        from filelock import FileLock
+
+        if self.server is None:
+            with FileLock(folder / "mlflow.db.lock"):
+                yield
+        else:
+            with self.server.alone("MLflow's tables") as connection:
+                self.server.make_mlflow_schema(connection)
+                yield
 
     def experiment(self, client: "MlflowClient", name: str) -> str:
         """Id of the experiment, which is made if it is not there."""
@@ -233,10 +254,9 @@ class TrackingResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 def start(settings: Settings, name: str, tags: Mapping[str, str]) -> TrackedRun:
     """A run that has begun, or one that tracks nothing and says why."""
-    store = Store.of(settings)
     importlib.import_module("mlflow")  # takes as long as this machine needs, which says nothing of the server
     try:
-        return within(SECONDS_TO_BEGIN, lambda: _begin(store, settings.mlflow.experiment, name, tags))
+        return within(SECONDS_TO_BEGIN, lambda: _begin(Store.of(settings), settings.mlflow.experiment, name, tags))
     except TookTooLong:
         return TrackedRun(problems=[f"MLflow did not answer within {SECONDS_TO_BEGIN:.0f} s; nothing was tracked"])
     except Exception as error:
