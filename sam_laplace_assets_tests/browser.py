@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from sam_laplace_assets.settings import SETTINGS_VARIABLE
 
@@ -30,8 +32,15 @@ IN_A_BROWSER = [
 
 @contextmanager
 def serving(project):
-    """Run `sam-laplace dev` on a project; the address of its UI. What a terminal would show is in its dev.log."""
-    port = _free_port()
+    """Run `sam-laplace dev` on a project; the address of its UI. What a terminal would show is in its dev.log.
+
+    One at a time on a machine: MLflow's UI has one port.
+    """
+    with FileLock(Path(tempfile.gettempdir()) / "sam-laplace-ui.lock"):
+        yield from _serving(project, _free_port())
+
+
+def _serving(project, port):
     command = [sys.executable, "-m", "sam_laplace_assets.cli", "dev", "--port", str(port)]
     environment = os.environ | {
         SETTINGS_VARIABLE: str(project.config), "DAGSTER_HOME": str(project.folder / "dagster_home")
