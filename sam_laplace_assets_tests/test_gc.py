@@ -18,7 +18,7 @@ from sam_laplace_assets.launcher import PROCESS
 from sam_laplace_assets.storage.garbage import CONDEMNED
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.rows import load_rows
-from sam_laplace_assets_tests.small_project import BASE, hashes
+from sam_laplace_assets_tests.small_project import BASE, draw_plainly, hashes
 
 Status = dg.DagsterRunStatus
 EVENTS = {
@@ -48,13 +48,23 @@ def gc(*arguments):
     return result.exit_code, result.output
 
 
-@pytest.fixture
-def littered(project):
+@pytest.fixture(scope="module")
+def more_sets(made_project, tmp_path_factory):
     """A project whose split `test` was once given four prompt sets a sample, and is back at two."""
-    for count in (4, 2):
-        project.change(prompt_generation={"num_promptsets_test": count})
-        project.refresh()
+    project = made_project.copy(tmp_path_factory.mktemp("littered"))
+    with pytest.MonkeyPatch.context() as patch:
+        draw_plainly(patch)
+        project.use(patch)
+        for count in (4, 2):
+            project.change(prompt_generation={"num_promptsets_test": count})
+            project.refresh()
     return project
+
+
+@pytest.fixture
+def littered(more_sets, tmp_path, monkeypatch, plain_pictures):
+    """A copy of it, its settings in force."""
+    return more_sets.copy(tmp_path / "littered").use(monkeypatch)
 
 
 def test_it_finds_nothing_where_all_is_in_use(read_only):

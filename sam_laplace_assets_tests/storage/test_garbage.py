@@ -163,13 +163,23 @@ def test_a_sample_that_moved_to_another_split_leaves_garbage_in_the_one_before(p
     assert_whole(project)
 
 
-@pytest.fixture
-def more_sets(project):
+@pytest.fixture(scope="module")
+def once_more_sets(made_project, tmp_path_factory):
     """A project whose split `test` was once given three prompt sets a sample, and is back at two."""
-    for count in (3, 2):
-        project.change(prompt_generation={"num_promptsets_test": count})
-        project.refresh()
+    project = made_project.copy(tmp_path_factory.mktemp("littered"))
+    with pytest.MonkeyPatch.context() as patch:
+        draw_plainly(patch)
+        project.use(patch)
+        for count in (3, 2):
+            project.change(prompt_generation={"num_promptsets_test": count})
+            project.refresh()
     return project
+
+
+@pytest.fixture
+def more_sets(once_more_sets, tmp_path, monkeypatch, plain_pictures):
+    """A copy of it, its settings in force."""
+    return once_more_sets.copy(tmp_path / "littered").use(monkeypatch)
 
 
 def test_prompt_sets_that_are_no_longer_wanted_are_garbage(more_sets):
