@@ -186,6 +186,7 @@ def manifest_rows(project):
     return read_rows(project.paths.manifests, "all_samples")
 
 
+@pytest.mark.long
 def test_there_and_back_again_refreshes_twice(to_the_title):
     settled = to_the_title
     project = settled.project
@@ -201,6 +202,7 @@ def test_there_and_back_again_refreshes_twice(to_the_title):
         assert (project.version("hdf5_pack", "test") == first) is same
 
 
+@pytest.mark.long
 def test_a_worse_candidate_is_tried_told_and_does_not_become_champion(to_the_title):
     settled = to_the_title
     project, before = settled.project, settled.newest_event()

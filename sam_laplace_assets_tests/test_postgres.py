@@ -195,6 +195,7 @@ def words_of(server):
     return server.password, quote(server.password, safe="")
 
 
+@pytest.mark.long
 def test_a_backfill_has_several_runs_at_once_and_makes_each_partition_once(team, daemon):
     for seed, split in enumerate(BACKFILLED, start=80):
         add_sample(team.folder / "splits" / split, "boxes/00", seed)
@@ -221,6 +222,7 @@ def most_at_once(records):
     return max(sum(other.start_time <= one.start_time < other.end_time for other in records) for one in records)
 
 
+@pytest.mark.long
 def test_the_sensor_refreshes_what_changed_and_trains_once(team, daemon):
     team.change(automation={"use_champion_on": []}, mlflow={"enabled": False})  # which take their time
     daemon.call("dagster", "sensor", "start", SENSOR, "-w", WORKSPACE)

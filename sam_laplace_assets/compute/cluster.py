@@ -111,6 +111,7 @@ def _told_by(path: Any) -> str:
 
 def start_local(compute: ComputeSettings) -> "SpecCluster":
     """Workers on this machine: one a GPU, each with its own, or as many as are asked for, sharing the cores."""
+    import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
     gpus = _gpus()
@@ -121,8 +122,10 @@ def start_local(compute: ComputeSettings) -> "SpecCluster":
     workers = {
         number: {"cls": Nanny, "options": {**options, "env": _sees_one(number, gpus)}} for number in range(count)
     }
+    plain: dict[str, str] = {}  # Dask would have each worker compute with one thread, and give memory back at once
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}}
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": plain}):
+        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 def _sees_one(number: int, gpus: int) -> dict[str, str]:
