@@ -24,8 +24,8 @@ test: $(READY)   ## lint, types, layers, and all tests but those that need the d
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not live and not browser and not faults"
 
-test-live: $(READY)   ## tests with the real daemon, webserver and browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "(live or browser) and not faults$(BUT)"
+test-live: $(READY)   ## tests with the real daemon, webserver and browser; `make test-live BUT=long` leaves the longest out
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "(live or browser) and not faults$(if $(BUT), and not $(BUT))"
 
 test-faults: $(READY) ## the long attacks: kill it, fill its disk, damage its files; about half an hour
 	rm -rf .artifacts/faults
