@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form, as 64 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
 def digest_of_all(values: Iterable[Any]) -> str:
     """`digest` of a list that is never in memory as a whole, nor is its text."""
     found = hashlib.sha256(b"[")
     for at, value in enumerate(values):
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        found.update(f"{',' if at else ''}{text}".encode())
+        found.update(f"{',' if at else ''}{_canonical(value)}".encode())
     found.update(b"]")
     return found.hexdigest()
 

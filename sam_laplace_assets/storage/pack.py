@@ -68,6 +68,7 @@ class PackStore:
         self._path, self._shards, self._split = folder / f"{split}.h5", folder / f"{split}_shards", split
         self._writer: ShardWriter | None = None
         self._written: set[str] = set()
+        self._read: dict[str, dict[tuple[str, str], Slot]] = {}
 
     def locate(self, item: Item) -> Path:
         """The file over the shards."""
@@ -160,12 +161,19 @@ class PackStore:
         shards = sorted(known.union(self._shards.glob("*.h5")))
         rank = {path: (path.name in self._written, path.name in named) for path in shards}
         for path in sorted(rank, key=rank.__getitem__):
-            there = read_slots(path)
+            there = self._within(path)
             live = {key: slot for (key, made_from), slot in there.items() if (key, made_from) in wanted}
             rows = sum(slot.rows for slot in there.values())
             if sum(slot.rows for slot in live.values()) >= LIVE_FRACTION * rows:
                 slots |= live
         return slots
+
+    def _within(self, path: Path) -> dict[tuple[str, str], Slot]:
+        """What a shard holds; it is read once, unless it changes."""
+        signature = files.signature(path)
+        if signature not in self._read:
+            self._read[signature] = read_slots(path)
+        return self._read[signature] if signature else {}
 
 
 @dataclass(frozen=True)

@@ -229,11 +229,12 @@ def parse_array(content: bytes) -> np.ndarray:
 def _entries(folder: Path) -> Iterator[str]:
     """Names, sizes and times of the files of all prompt sets; what does not belong there is not looked at."""
     with os.scandir(folder) as sets:
-        for one in (one for one in sets if one.name.startswith("promptset_") and one.is_dir()):
-            with os.scandir(one.path) as entries:
-                for entry in (entry for entry in entries if entry.name in NAMES):
-                    state = entry.stat()
-                    yield f"{one.name}/{entry.name}:{state.st_size}:{state.st_mtime_ns}"
+        found = [(one.name, one.path) for one in sets if one.name.startswith("promptset_")]
+    for of_set, path in found:
+        for name in NAMES:  # asked by name, which takes less than to list each folder
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                state = os.stat(f"{path}/{name}")  # noqa: PTH116 - a Path would take longer to make than this
+                yield f"{of_set}/{name}:{state.st_size}:{state.st_mtime_ns}"
 
 
 def _whole_meta(folder: Path) -> dict[str, Any] | None:
