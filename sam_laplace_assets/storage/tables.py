@@ -26,7 +26,7 @@ UNSEALED = "0" * 64
 """What stands for the digest of a Parquet file where it is to be put."""
 PIECE = 1 << 20
 """Bytes of a file that are read at once."""
-BLOCK = 1 << 14
+BLOCK = 1 << 10
 """Rows that are held as Python values at once."""
 SECONDS_BETWEEN_RENAMES = 0.05
 
