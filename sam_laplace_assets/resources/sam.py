@@ -13,7 +13,7 @@ from sam_laplace_assets.settings import SamSettings
 from sam_laplace_assets.storage import files
 
 if TYPE_CHECKING:
-    from sam_laplace_assets.domain.sam import FrozenSam
+    from sam_laplace_assets.domain.sam import FrozenSam, Precision
 
 MOST_IO_THREADS = 8
 
@@ -51,18 +51,14 @@ class SamModel:
 
     @cached_property
     def frozen(self) -> "FrozenSam":
-        """The model, on its device.
+        """The model, on its device; of the same weights, a process loads one for all partitions that it makes.
 
         Raises:
             dagster.Failure: there is no such device, or the checkpoint is refused; no sample's fault, so the run ends.
         """
-        from sam_laplace_assets.resources.checkpoints import load_frozen_sam
-
         try:
-            return load_frozen_sam(
-                self.settings.model_type, self.checkpoint, device=self.settings.device,
-                precision=self.settings.precision,
-            )  # fmt: skip
+            return _loaded(self.settings.model_type, self.checkpoint, self.identity["checkpoint_sha256"],
+                           self.settings.device, self.settings.precision)  # fmt: skip
         except ValueError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
 
@@ -93,6 +89,14 @@ class SamResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def model(self, settings: SamSettings, digests: Path) -> SamModel:
         """That SAM, not loaded yet; `digests` remembers the SHA-256 of checkpoints."""
         return SamModel(settings, digests)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model_type: str, checkpoint: Path, sha256: str, device: str, precision: "Precision") -> "FrozenSam":
+    """The model in a checkpoint that holds what this digest says."""
+    from sam_laplace_assets.resources.checkpoints import load_frozen_sam
+
+    return load_frozen_sam(model_type, checkpoint, device=device, precision=precision)
 
 
 @lru_cache(maxsize=1)
