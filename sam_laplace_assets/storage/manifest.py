@@ -217,7 +217,7 @@ class ManifestStore(RowStore):
     def finish(self, plan: Plan | Course, records: Mapping[str, Record], *, complete: bool) -> str:
         """Write the table, the remembered splits first. Raises `NewerFormat` rather than replace a newer one."""
         tables.read_note(self._place.table(self._name), version=VERSION)
-        kept = read_assignments(self._place)
+        kept = self._remembered(plan)
         rows, splits = _assigned(plan, records, kept)
         whole = tables.read_note(self._place.assignments, version=VERSION) is not None
         if splits != kept or (kept and not whole):
@@ -234,11 +234,15 @@ class ManifestStore(RowStore):
         if note is None or not super().finished(plan, records):
             return False
         try:
-            rows, splits = _assigned(plan, records, read_assignments(self._place))
+            rows, splits = _assigned(plan, records, self._remembered(plan))
         except ValueError:  # a run will say what
             return False
         forgotten = self._name == EVERYTHING and splits and not self._place.assignments.exists()
         return bool(digest_of_all(rows) == note["data_version"]) and not forgotten
+
+    def _remembered(self, plan: Plan | Course) -> Assignments:
+        """The splits that a plan maps; none where it takes its rows from a manifest that did."""
+        return {} if plan.finish is None else read_assignments(self._place)
 
 
 def _assigned(plan: Plan | Course, records: Mapping[str, Record], kept: Assignments) -> tuple[Rows, Assignments]:
