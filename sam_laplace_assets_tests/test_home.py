@@ -88,6 +88,20 @@ def test_a_storage_in_postgres_that_somebody_has_written_is_left_alone(prepare, 
     assert prepare(storage).read_text() == section
 
 
+@pytest.mark.parametrize("content", ["storage: [", "- storage\n", "just words\n"])
+def test_what_is_no_instance_file_is_refused_by_its_name(prepare, tmp_path, content):
+    (tmp_path / "dagster.yaml").write_text(content)
+    with pytest.raises(click.ClickException, match=r"dagster\.yaml was changed by hand and is no instance file"):
+        prepare("postgres")
+
+
+def test_a_folder_of_that_name_is_no_storage_in_postgres(prepare, tmp_path):
+    elsewhere = "local_artifact_storage: {module: dagster, class: L, config: {base_dir: /mnt/postgres}}\n"
+    (tmp_path / "dagster.yaml").write_text(elsewhere)
+    with pytest.raises(click.ClickException, match="keeps Dagster's records elsewhere"):
+        prepare("postgres")
+
+
 def test_a_server_that_cannot_be_used_is_told_before_anything_is_written(prepare, tmp_path, monkeypatch):
     monkeypatch.undo()
     with socket.socket() as probe, pytest.MonkeyPatch.context() as patch:

@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 # SHA-256 of each dagster.yaml that a version before this one has put into homes
 SHIPPED_EARLIER = {"a49ec2e94a6edaea0f603ac3ce54ce01e39303a8792959ea2f285c6d9eb7945e"}
 
+STORAGES = ("storage", "run_storage", "event_log_storage", "schedule_storage")
 IN_POSTGRES = f"""\
 storage:
   custom:
@@ -63,7 +64,7 @@ def _put_instance_file(path: Path, instance: InstanceSettings) -> None:
         wanted = shipped("dagster.yaml").read_bytes() + (IN_POSTGRES.encode() if is_shared(instance) else b"")
         if found != wanted:
             files.write_bytes(path, wanted)
-    elif is_shared(instance) and not _names_postgres(found):
+    elif is_shared(instance) and not _names_postgres(path, found):
         raise click.ClickException(
             f"{path} was changed by hand and keeps Dagster's records elsewhere, but instance.storage is postgres. Put "
             f"these lines into it in place of its storage, or remove it, and it is written anew:\n{IN_POSTGRES}"
@@ -78,11 +79,16 @@ def _is_ours(content: bytes) -> bool:
     )
 
 
-def _names_postgres(content: bytes) -> bool:
+def _names_postgres(path: Path, content: bytes) -> bool:
     """Whether an instance file that somebody wrote keeps its records in PostgreSQL, in whichever way."""
-    sections = yaml.safe_load(content) or {}
-    storages = {name: value for name, value in sections.items() if name.endswith("storage")}
-    return "postgres" in str(storages).lower()
+    try:
+        sections = yaml.safe_load(content) or {}
+        return "postgres" in str([sections.get(name) for name in STORAGES]).lower()
+    except (yaml.YAMLError, AttributeError) as error:
+        raise click.ClickException(
+            f"{path} was changed by hand and is no instance file of Dagster's any more ({type(error).__name__}). Mend "
+            "it, or remove it, and it is written anew."
+        ) from None
 
 
 def _default_home(settings: Settings) -> Path:

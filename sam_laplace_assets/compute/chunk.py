@@ -14,6 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import dagster as dg
+
 from sam_laplace_assets.domain.plan import Item, Plan, Record, Task
 from sam_laplace_assets.storage import files
 from sam_laplace_assets.storage.lease import is_held
@@ -230,7 +232,7 @@ def _here(errand: Errand) -> tuple[Here | None, str]:
             return None, f"sees no folder {errand.root}"
         try:
             _PLANS[errand.key] = Here(*errand.elsewhere())
-        except (ValueError, LookupError, OSError) as error:
+        except (ValueError, LookupError, OSError, dg.Failure) as error:
             return None, f"cannot plan {errand.name}: {error}"
     _PLANS.move_to_end(errand.key)
     while len(_PLANS) > PLANS_KEPT:

@@ -130,7 +130,10 @@ def start_local(compute: ComputeSettings) -> "SpecCluster":
 
 def _sees_one(number: int, gpus: int) -> dict[str, str]:
     """The environment of a worker that has one GPU to itself, if there are any."""
-    return {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 else {}
+    if gpus < 2:
+        return {}
+    ours = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return {"CUDA_VISIBLE_DEVICES": (ours or list(map(str, range(gpus))))[number % gpus]}
 
 
 def _gpus() -> int:

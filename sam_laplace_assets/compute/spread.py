@@ -4,6 +4,7 @@ import queue
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -127,15 +128,21 @@ class Dealer:
                 continue
             del self.dealt[key]
             self.crew.client.cancel([one.future], force=True)
-            left = [task for task in one.tasks if task[0].key in self.unseen]
-            self.deaths.update(item.key for item, _ in left[:1])
-            if left and self.deaths[left[0][0].key] >= MOST_DEATHS:
-                raise WorkersFailed(
-                    f"{MOST_DEATHS} workers went away while they had {left[0][0].key} of {self.spread.errand.name}. "
-                    "See their own logs: too little memory is the usual reason. What was finished is kept."
-                )
-            self.spread.tell(f"{self.spread.errand.name}: worker {one.worker} is gone; others get what it had.")
-            self.waiting.extendleft(reversed(left))
+            self._return(one)
+
+    def _return(self, one: Dealt) -> None:
+        """Have others make what a worker left. Raises `WorkersFailed` where several went away at the same item."""
+        left = [task for task in one.tasks if task[0].key in self.unseen]
+        if len(left) == len(one.tasks):  # else it went away at work, as those do whose time is up
+            self.deaths.update([left[0][0].key])
+        if left and self.deaths[left[0][0].key] >= MOST_DEATHS:
+            raise WorkersFailed(
+                f"{MOST_DEATHS} workers went away while they had {left[0][0].key} of {self.spread.errand.name}. "
+                "See their own logs: too little memory is the usual reason, if nobody stopped them. What was finished "
+                "is kept."
+            )
+        self.spread.tell(f"{self.spread.errand.name}: worker {one.worker} is gone; others get what it had.")
+        self.waiting.extendleft(reversed(left))
 
     def _size(self, worker: str, workers: int) -> int:
         """Tasks for about `chunk_seconds`, fewer towards the end, so that all workers end together."""
@@ -179,6 +186,9 @@ class Dealer:
         if one is None:
             return []
         done = self._result(future)
+        if done is None:
+            self._return(one)
+            return []
         if done.refused:
             raise WorkersFailed(f"{done.refused} What was finished is kept.")
         if done.told:
@@ -188,13 +198,17 @@ class Dealer:
         self.waiting.extendleft(reversed(left))
         return done.told
 
-    def _result(self, future: "Future") -> Done:
-        if future.status == "finished":
-            done: Done = future.result(timeout=SECONDS_BETWEEN_WORDS)
-            return done
-        if future.status != "error":
+    def _result(self, future: "Future") -> Done | None:
+        """What a chunk came to; None where its worker went away before it could be asked for that."""
+        try:
+            if future.status == "finished":
+                done: Done = future.result(timeout=SECONDS_BETWEEN_WORDS)
+                return done
+            error = future.exception(timeout=SECONDS_BETWEEN_WORDS) if future.status == "error" else None
+        except (TimeoutError, CancelledError, OSError):
+            return None
+        if error is None:
             raise gone(self.crew.address)
-        error = future.exception(timeout=SECONDS_BETWEEN_WORDS)
         if type(error).__module__.startswith("sam_laplace_assets"):
             raise error
         raise WorkersFailed(

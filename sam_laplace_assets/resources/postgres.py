@@ -24,6 +24,8 @@ MLFLOW_SCHEMA = "mlflow"
 
 SECONDS_TO_CONNECT = 10
 SECONDS_FOR_THE_LOCK = 120
+LOCK_NOT_AVAILABLE = "55P03"
+"""PostgreSQL's code of an error: a lock was waited for too long."""
 
 
 class PostgresUnusable(ValueError):
@@ -91,6 +93,12 @@ class Server:
                 connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _lock_key(purpose)})
                 yield connection
             except DBAPIError as error:
+                if getattr(error.orig, "pgcode", "") == LOCK_NOT_AVAILABLE:
+                    raise PostgresUnusable(
+                        f"Another process has held the database's lock for {purpose} for more than "
+                        f"{SECONDS_FOR_THE_LOCK} s (lock timeout). Wait until it has ended, or end it: the view "
+                        "pg_locks shows it, as advisory."
+                    ) from None
                 raise _unusable(error) from None
 
     def make_mlflow_schema(self, connection: "Connection") -> None:

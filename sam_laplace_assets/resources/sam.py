@@ -99,9 +99,13 @@ def _loaded(model_type: str, checkpoint: Path, sha256: str, device: str, precisi
     return load_frozen_sam(model_type, checkpoint, device=device, precision=precision)
 
 
-@lru_cache(maxsize=1)
 def model_here(settings: SamSettings) -> SamModel:
     """The SAM of a worker, loaded once for all that it is sent; its checkpoint may be a copy of its own."""
+    return _kept(settings, files.signature(SamModel(settings, None).checkpoint))
+
+
+@lru_cache(maxsize=1)
+def _kept(settings: SamSettings, _signature: str) -> SamModel:
     return SamModel(settings, None)
 
 

@@ -2,15 +2,18 @@
 
 import builtins
 from collections import deque
+from concurrent.futures import CancelledError
 
+import dagster as dg
 import pytest
 
-from sam_laplace_assets.compute import cluster
+from sam_laplace_assets.compute import chunk, cluster
 from sam_laplace_assets.compute.chunk import Chunk, Errand, Here, Told, code_here
 from sam_laplace_assets.compute.cluster import NoScheduler, crew_of
-from sam_laplace_assets.compute.spread import FIRST_CHUNK, Dealer, Spread
+from sam_laplace_assets.compute.spread import FIRST_CHUNK, MOST_DEATHS, Dealer, Dealt, Spread, WorkersFailed
 from sam_laplace_assets.domain.plan import Item, Plan, Record
-from sam_laplace_assets.settings import ComputeSettings, SettingsError
+from sam_laplace_assets.resources.sam import model_here
+from sam_laplace_assets.settings import ComputeSettings, SamSettings, SettingsError
 from sam_laplace_assets_tests.small_project import failure, hashes
 
 
@@ -48,8 +51,6 @@ def test_a_process_takes_only_tasks_that_it_would_make_from_the_same():
 
 
 def test_the_code_of_the_package_is_told_by_its_content(tmp_path, monkeypatch):
-    from sam_laplace_assets.compute import chunk
-
     (tmp_path / "module.py").write_text("A = 1\n")
     monkeypatch.setattr(chunk, "PACKAGE", tmp_path)
     one = code_here.__wrapped__()
@@ -136,3 +137,74 @@ def test_workers_of_its_own_make_what_a_run_makes(new_project, tmp_path_factory,
     assert helped.version("sam_cache", "val") == new_project.version("sam_cache", "val")
     cache = "sam_precompute/val"
     assert hashes(helped.root / cache) == hashes(new_project.root / cache)
+
+
+def went_away(found, count, *, told):
+    """A worker gets `count` tasks, tells of `told` of them, and is gone."""
+    tasks = [found.waiting.popleft() for _ in range(count)]
+    found.unseen -= {item.key for item, _ in tasks[:told]}
+    found._return(Dealt(None, "tcp://a", tasks))
+
+
+def test_what_a_worker_left_is_dealt_again_first_and_in_order():
+    found = dealer(10)
+    went_away(found, 4, told=2)
+    assert [item.key for item, _ in found.waiting] == ["002", "003", *(f"{number:03d}" for number in range(4, 10))]
+
+
+def test_workers_that_go_away_at_work_end_no_run():
+    found = dealer(20)
+    for _ in range(6):
+        went_away(found, 4, told=1)
+    assert len(found.waiting) == 20 - 6
+
+
+def test_an_item_that_ends_every_worker_ends_the_run_by_name():
+    found = dealer(20)
+    went_away(found, 4, told=2)
+    for _ in range(MOST_DEATHS - 1):
+        went_away(found, 4, told=0)
+    with pytest.raises(WorkersFailed, match="while they had 002"):
+        went_away(found, 4, told=0)
+
+
+@pytest.mark.parametrize("lost", [TimeoutError, CancelledError, OSError])
+def test_a_worker_that_goes_away_before_it_is_asked_what_it_made_is_one_that_is_gone(lost):
+    class Future:
+        key, status = "run/00000", "finished"
+
+        def result(self, timeout):
+            raise lost
+
+    found = dealer(4)
+    found.dealt["run/00000"] = Dealt(Future(), "tcp://a", [found.waiting.popleft() for _ in range(2)])
+    assert found._ended(Future()) == []
+    assert [item.key for item, _ in found.waiting] == ["000", "001", "002", "003"]
+
+
+@pytest.mark.parametrize(("ours", "seen"), [("", ["0", "1", "0"]), ("2,3", ["2", "3", "2"]), ("GPU-a,GPU-b", None)])
+def test_own_workers_share_the_gpus_that_this_process_may_use(ours, seen, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ours)
+    given = [cluster._sees_one(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    assert given == (seen or ["GPU-a", "GPU-b", "GPU-a"])
+    assert cluster._sees_one(0, 1) == {}
+
+
+def test_a_worker_whose_checkpoint_is_not_there_says_so(tmp_path):
+    def elsewhere():
+        raise dg.Failure("SAM checkpoint /models/vit_b.pth is not there.")
+
+    errand = Errand("sam_cache[train]", elsewhere, {}, code_here(), None, "run 2", tmp_path)
+    here, problem = chunk._here(errand)
+    assert here is None
+    assert "cannot plan sam_cache[train]: SAM checkpoint /models/vit_b.pth is not there" in problem
+
+
+def test_a_checkpoint_that_was_replaced_is_another_sam_to_a_worker(tmp_path):
+    path = tmp_path / "sam.pt"
+    path.write_bytes(b"one")
+    settings = SamSettings(model_type="toy", checkpoint=path)
+    before = model_here(settings).identity
+    assert model_here(settings) is model_here(settings)
+    path.write_bytes(b"another")
+    assert model_here(settings).identity != before
