@@ -229,6 +229,7 @@ def test_a_rollback_is_recorded_and_the_sensor_lets_it_be(to_the_title):
     assert read_history(project.paths.posteriors)[-1]["previous"] == second
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_it_goes_on_to_the_same_end_and_does_nothing_twice(to_the_title, tmp_path, monkeypatch):
     settled = to_the_title
     project = settled.project

@@ -1,6 +1,7 @@
 """Workers of a real Dask scheduler make what this process would make, and nothing is lost or made twice."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -9,6 +10,7 @@ import urllib.request
 import pytest
 
 from sam_laplace_assets.compute import cluster
+from sam_laplace_assets.storage.project import Project
 from sam_laplace_assets_tests.browser import serving
 from sam_laplace_assets_tests.compute.lab import kill, lab_in, meanwhile, until
 from sam_laplace_assets_tests.faults.concurrent import Rival, all_stopped
@@ -220,9 +222,12 @@ def test_a_worker_with_another_sam_is_refused_naming_both(lab, project, by_itsel
     over(lab, project)
     assert project.materialise("sam_cache", split="val").success  # the worker has loaded its SAM
     checkpoint = project.folder / "sam.pt"
+    before = checkpoint.stat()
     changed = bytearray(checkpoint.read_bytes())
     changed[-1] ^= 1
     checkpoint.write_bytes(bytes(changed))
+    os.utime(checkpoint, ns=(before.st_atime_ns, before.st_mtime_ns))  # the worker's is the old one, as a copy would be
+    Project.of(project.settings).checkpoint_digests.unlink()
     result = project.materialise("sam_cache", split="train")
     assert not result.success
     assert "would make sam_cache[train] with another checkpoint_sha256" in failure(result)
