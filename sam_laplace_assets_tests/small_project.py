@@ -1,5 +1,6 @@
 """A real project that is made in seconds: drawn shapes, the toy SAM, and a Dagster instance of its own."""
 
+import contextlib
 import hashlib
 import io
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
@@ -215,6 +217,23 @@ def count_calls(monkeypatch, owner, name):
 
     monkeypatch.setattr(owner, name, counted)
     return calls
+
+
+@contextlib.contextmanager
+def copied(made, folder):
+    """A copy of a made project, to be changed once for a module; its settings are in force in the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_plainly(patch)
+        yield made.copy(folder).use(patch)
+
+
+def with_fewer_sets(made, folder, *, once):
+    """A copy of a made project whose split `test` was once given so many prompt sets a sample, and is back at two."""
+    with copied(made, folder) as project:
+        for count in (once, 2):
+            project.change(prompt_generation={"num_promptsets_test": count})
+            project.refresh()
+    return project
 
 
 def draw_plainly(monkeypatch):

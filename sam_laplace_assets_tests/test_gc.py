@@ -18,7 +18,7 @@ from sam_laplace_assets.launcher import PROCESS
 from sam_laplace_assets.storage.garbage import CONDEMNED
 from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.rows import load_rows
-from sam_laplace_assets_tests.small_project import BASE, draw_plainly, hashes
+from sam_laplace_assets_tests.small_project import BASE, hashes, with_fewer_sets
 
 Status = dg.DagsterRunStatus
 EVENTS = {
@@ -51,14 +51,7 @@ def gc(*arguments):
 @pytest.fixture(scope="module")
 def more_sets(made_project, tmp_path_factory):
     """A project whose split `test` was once given four prompt sets a sample, and is back at two."""
-    project = made_project.copy(tmp_path_factory.mktemp("littered"))
-    with pytest.MonkeyPatch.context() as patch:
-        draw_plainly(patch)
-        project.use(patch)
-        for count in (4, 2):
-            project.change(prompt_generation={"num_promptsets_test": count})
-            project.refresh()
-    return project
+    return with_fewer_sets(made_project, tmp_path_factory.mktemp("littered"), once=4)
 
 
 @pytest.fixture

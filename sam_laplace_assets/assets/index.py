@@ -62,11 +62,10 @@ def _rows(manifest: Manifest, cache: SamCache, project: Project) -> Iterator[dic
         shared = {name: sample.row[name] for name in taken} | {"split": manifest.split}
         for one in cache.sets(sample.key):
             _refuse_other_image(sample, one, manifest.split)
-            row = {**shared, "promptset_id": one.promptset_id, "k_pairs": one.k_pairs, "n_pos": one.n_pos,
-                   "n_neg": one.n_neg}  # fmt: skip
-            for name, sha256 in one.sha256.items():
-                row[f"{name}_path"], row[f"{name}_sha256"] = f"{folder}/{one.path(name)}", sha256
-            yield row
+            arrays = {f"{name}_path": f"{folder}/{one.path(name)}" for name in one.sha256}
+            sums = {f"{name}_sha256": value for name, value in one.sha256.items()}
+            numbers = {name: getattr(one, name) for name in ("promptset_id", *NUMBERS)}
+            yield shared | arrays | sums | numbers
 
 
 def _refuse_other_image(sample: Sample, cached: CachedSet, split: str) -> None:

@@ -134,7 +134,7 @@ class Dealer:
         """Have others make what a worker left. Raises `WorkersFailed` where several went away at the same item."""
         left = [task for task in one.tasks if task[0].key in self.unseen]
         if len(left) == len(one.tasks):  # else it went away at work, as those do whose time is up
-            self.deaths.update([left[0][0].key])
+            self.deaths[left[0][0].key] += 1
         if left and self.deaths[left[0][0].key] >= MOST_DEATHS:
             raise WorkersFailed(
                 f"{MOST_DEATHS} workers went away while they had {left[0][0].key} of {self.spread.errand.name}. "

@@ -171,9 +171,9 @@ class PackStore:
     def _within(self, path: Path) -> dict[tuple[str, str], Slot]:
         """What a shard holds; it is read once, unless it changes."""
         signature = files.signature(path)
-        if signature not in self._read:
+        if signature and signature not in self._read:
             self._read[signature] = read_slots(path)
-        return self._read[signature] if signature else {}
+        return self._read.get(signature, {})
 
 
 @dataclass(frozen=True)

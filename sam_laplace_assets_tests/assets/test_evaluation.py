@@ -20,7 +20,7 @@ from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.posterior import open_predictor
 from sam_laplace_assets.storage.reports import Findings, Layout, read_summary, write_report
 from sam_laplace_assets.storage.rows import load_rows
-from sam_laplace_assets_tests.small_project import draw_plainly, failure
+from sam_laplace_assets_tests.small_project import copied, failure
 from sam_laplace_assets_tests.storage.fakes import unsealed
 
 
@@ -34,10 +34,7 @@ def evaluate(project, split="test", **config):
 @pytest.fixture(scope="module")
 def evaluated_once(made_project, tmp_path_factory):
     """A project of which each base split is evaluated; to be read only."""
-    project = made_project.copy(tmp_path_factory.mktemp("evaluated"))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_plainly(monkeypatch)
-        project.use(monkeypatch)
+    with copied(made_project, tmp_path_factory.mktemp("evaluated")) as project:
         for split in ("train", "val", "test"):
             evaluate(project, split)
     return project

@@ -7,6 +7,7 @@ import shutil
 import socket
 import stat
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -245,7 +246,7 @@ class Payload:
         return Path.touch, (MARKER,)
 
 
-MARKER = Path(f"/tmp/unpickled-{os.getpid()}")
+MARKER = Path(tempfile.gettempdir(), f"unpickled-{os.getpid()}")
 
 
 def _npy(header, content=b""):

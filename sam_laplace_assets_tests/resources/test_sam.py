@@ -1,3 +1,5 @@
+"""One model for all partitions that a process makes, and another one where anything of it differs."""
+
 import shutil
 
 import pytest

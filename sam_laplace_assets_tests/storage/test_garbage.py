@@ -18,7 +18,15 @@ from sam_laplace_assets.storage.pack import Pack
 from sam_laplace_assets.storage.posterior import PosteriorRun
 from sam_laplace_assets.storage.rows import load_rows
 from sam_laplace_assets.storage.sam import SamStore, read_array
-from sam_laplace_assets_tests.small_project import BASE, SPLIT_ASSETS, SmallProject, count_calls, draw_plainly, hashes
+from sam_laplace_assets_tests.small_project import (
+    BASE,
+    SPLIT_ASSETS,
+    SmallProject,
+    copied,
+    count_calls,
+    hashes,
+    with_fewer_sets,
+)  # fmt: skip
 from sam_laplace_assets_tests.storage.fakes import cut, unsealed
 
 DAY = 25 * 3600
@@ -166,14 +174,7 @@ def test_a_sample_that_moved_to_another_split_leaves_garbage_in_the_one_before(p
 @pytest.fixture(scope="module")
 def once_more_sets(made_project, tmp_path_factory):
     """A project whose split `test` was once given three prompt sets a sample, and is back at two."""
-    project = made_project.copy(tmp_path_factory.mktemp("littered"))
-    with pytest.MonkeyPatch.context() as patch:
-        draw_plainly(patch)
-        project.use(patch)
-        for count in (3, 2):
-            project.change(prompt_generation={"num_promptsets_test": count})
-            project.refresh()
-    return project
+    return with_fewer_sets(made_project, tmp_path_factory.mktemp("littered"), once=3)
 
 
 @pytest.fixture
@@ -266,10 +267,7 @@ def test_shards_without_a_pack_stay(project):
 @pytest.fixture(scope="module")
 def three_heads(made_project, tmp_path_factory):
     """A project with three heads and posteriors, seeds 0, 1 and 2; the last is current."""
-    project = made_project.copy(tmp_path_factory.mktemp("three"))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        draw_plainly(monkeypatch)
-        project.use(monkeypatch)
+    with copied(made_project, tmp_path_factory.mktemp("three")) as project:
         for seed in (1, 2):
             project.change(training={"seed": seed})
             project.refresh()
