@@ -115,6 +115,9 @@ class SamSettings(Section):
         "float32",
         description="of SAM; bf16 is faster, and its logits are a little different",
     )
+    compile: bool = Field(
+        False, description="have PyTorch compile the encoder on a GPU: minutes in each process, then less an image"
+    )
     cache_embeddings: Literal["float16", "float32"] | None = Field(
         None, description="keep what the encoder made of each image, so that other prompts cost the decoder alone"
     )

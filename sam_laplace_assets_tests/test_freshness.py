@@ -65,7 +65,7 @@ def encoded(monkeypatch):
 @pytest.fixture
 def answered(monkeypatch):
     """How often the decoder was asked."""
-    return count_calls(monkeypatch, FrozenSam, "answer_many")
+    return count_calls(monkeypatch, FrozenSam, "ask_many")
 
 
 def test_everything_that_was_made_is_current(read_only):
@@ -184,7 +184,7 @@ def test_one_more_prompt_set_asks_for_that_one_alone(project, answered, encoded)
     before = hashes(project.root / "sam_precompute" / "test")
     ran = project.refresh()
     assert ran == of("test", "prompt_sets", "sam_cache", *AFTER_CACHE) + USED
-    assert encoded["prepare"] == answered["answer_many"] == 2
+    assert encoded["prepare"] == answered["ask_many"] == 2
     assert project.metadata("sam_cache", "test")["prompt sets made"] == 2
     after = hashes(project.root / "sam_precompute" / "test")
     assert {name: after[name] for name in before} == before

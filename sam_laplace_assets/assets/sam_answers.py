@@ -1,5 +1,6 @@
 """How sam_cache is made: files read and maps drawn ahead by threads, SAM asked for several images at once."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ import numpy as np
 from sam_laplace_assets.domain.ahead import ahead
 from sam_laplace_assets.domain.geometry import to_low_res
 from sam_laplace_assets.domain.plan import INPUT_ERRORS, Item, Made, Task, one_by_one
-from sam_laplace_assets.domain.prompts import MAPS_VERSION, PromptSet, gaussian_map
+from sam_laplace_assets.domain.prompts import MAPS_VERSION, PromptSet, gaussian_map, gaussian_maps
 from sam_laplace_assets.resources.sam import SamModel
 from sam_laplace_assets.storage.embeddings import EmbeddingCache, embedding_bytes
 from sam_laplace_assets.storage.manifest import Sample
@@ -19,7 +20,10 @@ from sam_laplace_assets.storage.prompts import Prompts
 from sam_laplace_assets.storage.sam import SampleOutput, SetOutput
 
 if TYPE_CHECKING:
-    from sam_laplace_assets.domain.sam import Embedding, FrozenSam, Prepared, SamAnswer
+    import torch
+
+    from sam_laplace_assets.domain.sam import Asked, Embedding, FrozenSam, Prepared, SamAnswer
+    from sam_laplace_assets.domain.transfer import Fetched
 
 LOGITS, MAPS = "logits", "maps"
 SMALL = 512
@@ -106,6 +110,41 @@ class Ready:
         return [self.sets[name] for name in names_of(self.task[1], LOGITS)]
 
 
+@dataclass(frozen=True, eq=False)
+class UnderWay:
+    """Tasks that SAM was asked about, whose answers a GPU may still be computing.
+
+    Attributes:
+        batch: the tasks, with their embeddings.
+        answers: to each.
+        embeddings: of the images that went through the encoder, if they are kept.
+        kept_as: their provenance's dtype; None where none are kept.
+        maps: (M, 256, 256) float16 that a GPU draws, positive and negative of each set in order; None where the tasks
+            hold them.
+    """
+
+    batch: Sequence[Ready]
+    answers: "Asked"
+    embeddings: "Fetched"
+    kept_as: str | None
+    maps: "Fetched | None"
+
+    def finish(self) -> list[tuple[Ready, SampleOutput]]:
+        """Each task with what is written for it, once that is there."""
+        embeddings = iter(self.embeddings.wait())
+        drawn = None if self.maps is None else iter(self.maps.wait()[0].numpy())
+        made = []
+        for one, answers in zip(self.batch, self.answers.wait(), strict=True):
+            names = [] if drawn is None else names_of(one.task[1], MAPS)
+            maps = one.maps if drawn is None else {name: (next(drawn), next(drawn)) for name in names}
+            value = output(replace(one, maps=maps), answers)
+            if self.kept_as is not None and one.image is not None:
+                features = next(embeddings).numpy().astype(self.kept_as)
+                value = replace(value, embedding=embedding_bytes(features, one.task[0].source.embedding))
+            made.append((one, value))
+        return made
+
+
 @dataclass(frozen=True)
 class SamWork:
     """Answers tasks of sam_cache.
@@ -121,10 +160,10 @@ class SamWork:
     def make(self, item: Item, parts: frozenset[str]) -> SampleOutput:
         """Ask SAM what is missing of one sample, and draw the maps that are."""
         ready = self._read((item, parts))
-        if ready.asked:
-            ((made, answers),) = self._answers([ready])
-            return output(made, answers, self.cache)
-        return output(ready, [], self.cache)
+        if not ready.asked:
+            return output(ready, [])
+        ((_, made),) = self._begin([ready]).finish()
+        return made
 
     def make_all(self, tasks: Iterable[Task]) -> Iterator[Made]:
         """The same for many samples, faster; an image that SAM refuses is its own failure."""
@@ -135,19 +174,36 @@ class SamWork:
         size, threads = self.model.images_per_batch, self.model.io_threads  # loads the model, before any thread may
         reading = ahead(self._try_read, tasks, depth=size + threads, threads=threads)
         with _cores_left_to(threads, small=self.model.frozen.image_size <= SMALL):
-            while batch := list(islice(reading, size)):
-                yield from (Made(*one.task, failed=one.failed) for one in batch if one.failed)
-                yield from self._make_batch([one for one in batch if not one.failed])
+            yield from self._answer(iter(lambda: list(islice(reading, size)), []))
 
-    def _make_batch(self, batch: Sequence[Ready]) -> Iterator[Made]:
-        plain, asked = ([one for one in batch if bool(one.asked) is wanted] for wanted in (False, True))
-        yield from (Made(*one.task, output(one, [], self.cache)) for one in plain)
+    def _answer(self, batches: Iterable[Sequence[Ready]]) -> Iterator[Made]:
+        """What becomes of batches, on a GPU one behind the asking: it answers the next while this one is stored."""
+        under_way: deque[UnderWay] = deque()
+        for batch in batches:
+            yield from (Made(*one.task, failed=one.failed) for one in batch if one.failed)
+            read = [one for one in batch if not one.failed]
+            yield from (Made(*one.task, output(one, [])) for one in read if not one.asked)
+            asked = [one for one in read if one.asked]
+            try:
+                under_way.extend([self._begin(asked)] if asked else [])
+            except INPUT_ERRORS:
+                yield from one_by_one(self.make, [one.task for one in asked])
+            while len(under_way) > (1 if self._on_gpu else 0):
+                yield from self._finish(under_way.popleft())
+        for last in under_way:
+            yield from self._finish(last)
+
+    def _finish(self, under_way: "UnderWay") -> Iterator[Made]:
         try:
-            answered = self._answers(asked) if asked else []
+            made = under_way.finish()
         except INPUT_ERRORS:
-            yield from one_by_one(self.make, [one.task for one in asked])
+            yield from one_by_one(self.make, [one.task for one in under_way.batch])
             return
-        yield from (Made(*one.task, output(one, answers, self.cache)) for one, answers in answered)
+        yield from (Made(*one.task, value) for one, value in made)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.model.frozen.device.type == "cuda"
 
     def _try_read(self, task: Task) -> Ready:
         try:
@@ -161,23 +217,28 @@ class SamWork:
         item, parts = task
         source: SamSource = item.source
         sets = {f"{one.promptset_id:04d}": one for one in source.prompts.read(item.key)}
-        maps = {name: _maps(sets[name], source) for name in names_of(parts, MAPS)}
-        ready = Ready(task, sets, maps)
         if not names_of(parts, LOGITS):
-            return ready
+            return Ready(task, sets, {name: _maps(sets[name], source) for name in names_of(parts, MAPS)})
+        maps = {} if self._on_gpu else {name: _maps(sets[name], source) for name in names_of(parts, MAPS)}
+        ready = Ready(task, sets, maps)
         stored = None if self.cache is None else self.cache.read(item.key, source.embedding)
         frozen = self.model.frozen
         if stored is not None:
             return replace(ready, embedding=frozen.embedding(torch.from_numpy(stored), source.sample.size))
         return replace(ready, image=frozen.prepare(source.sample.image()))
 
-    def _answers(self, batch: Sequence[Ready]) -> list[tuple[Ready, list["SamAnswer"]]]:
-        """Tasks with their embeddings, and what SAM says to the prompt sets of each."""
+    def _begin(self, batch: Sequence[Ready]) -> "UnderWay":
+        """Ask SAM about tasks."""
+        from sam_laplace_assets.domain.transfer import Fetched
+
         frozen = self.model.frozen
         embedded = self._embedded(frozen, batch)
         asked = [(one.embedding, one.asked) for one in embedded if one.embedding is not None]
-        answers = frozen.answer_many(asked, max_batch=self.model.prompt_sets_per_batch)
-        return list(zip(embedded, answers, strict=True))
+        answers = frozen.ask_many(asked, max_batch=self.model.prompt_sets_per_batch)
+        new = [one.embedding.features for one in embedded if one.image is not None and one.embedding is not None]
+        kept_as = None if self.cache is None else self.cache.dtype
+        maps = Fetched([maps_on(frozen.device, embedded)]) if self._on_gpu else None
+        return UnderWay(embedded, answers, Fetched([] if kept_as is None else new), kept_as, maps)
 
     def _embedded(self, frozen: "FrozenSam", batch: Sequence[Ready]) -> list[Ready]:
         images = [one.image for one in batch if one.image is not None]
@@ -205,16 +266,13 @@ def _cores_left_to(threads: int, *, small: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def output(ready: Ready, answers: Sequence["SamAnswer"], cache: EmbeddingCache | None) -> SampleOutput:
-    """What is written for one sample."""
-    source: SamSource = ready.task[0].source
+def output(ready: Ready, answers: Sequence["SamAnswer"]) -> SampleOutput:
+    """What is written for one sample, beside its embedding."""
     by_name = {f"{one.promptset_id:04d}": answer for one, answer in zip(ready.asked, answers, strict=True)}
     names = sorted({*by_name, *ready.maps})
-    sets = [_set_output(source, ready.sets[name], by_name.get(name), ready.maps.get(name)) for name in names]
-    if cache is None or ready.image is None or ready.embedding is None:
-        return SampleOutput(sets)
-    features = ready.embedding.features.cpu().numpy().astype(cache.dtype)
-    return SampleOutput(sets, embedding_bytes(features, source.embedding))
+    source: SamSource = ready.task[0].source
+    return SampleOutput([_set_output(source, ready.sets[name], by_name.get(name), ready.maps.get(name))
+                         for name in names])  # fmt: skip
 
 
 def _set_output(
@@ -244,6 +302,14 @@ def _maps(prompt_set: PromptSet, source: SamSource) -> tuple[np.ndarray, np.ndar
     sigma = source.recipe.gaussian_sigma
     pos, neg = (gaussian_map(points, sigma=sigma) for points in _low_res(prompt_set, source))
     return pos, neg
+
+
+def maps_on(device: "torch.device", batch: Sequence[Ready]) -> "torch.Tensor":
+    """(M, 256, 256) float16 maps that tasks of one recipe lack, drawn on a device: of each set positive, negative."""
+    points = [side for one in batch for name in names_of(one.task[1], MAPS)
+              for side in _low_res(one.sets[name], one.task[0].source)]  # fmt: skip
+    (sigma,) = {one.task[0].source.recipe.gaussian_sigma for one in batch}
+    return gaussian_maps(points, sigma=sigma, device=device)
 
 
 def _low_res(prompt_set: PromptSet, source: SamSource) -> list[np.ndarray]:

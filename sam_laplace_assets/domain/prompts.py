@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_laplace_assets.domain.geometry import LOW_RES
+
+if TYPE_CHECKING:
+    import torch
 
 PROMPTS_VERSION = "1"
 MAPS_VERSION = "1"
@@ -160,16 +164,48 @@ def gaussian_map(points: NDArray[Any], *, sigma: float, size: int = LOW_RES) -> 
     Returns:
         (size, size) float16.
     """
-    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    if not (np.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"Cannot draw Gaussians of gaussian_sigma {sigma}: it must be above 0.")
-    if not np.isfinite(points).all():
-        raise ValueError(f"Cannot draw Gaussians around points that are not finite: {points.tolist()}.")
+    points = _places(points, sigma=sigma)
     offsets = np.arange(size, dtype=np.float64) - points.T[:, :, None]
     columns, rows = np.exp(-np.square(offsets) / (2 * sigma**2))
     summed: NDArray[np.float64] = rows.T @ columns
     summed[summed < 2.0**-25] = 0.0  # as float16 rounds it, but far faster
     return _rounded_to_half(np.minimum(summed, 1.0))
+
+
+def gaussian_maps(
+    points: Sequence[NDArray[Any]], *, sigma: float, device: "torch.device", size: int = LOW_RES
+) -> "torch.Tensor":
+    """`gaussian_map` of many sets of points, drawn on a device: the same but for the last bit of a few pixels.
+
+    Args:
+        points: B times (K, 2) float64, (x, y) in low-res pixels.
+        sigma, size: as in `gaussian_map`.
+        device: where they are drawn, and stay.
+
+    Returns:
+        (B, size, size) float16.
+    """
+    import torch
+
+    from sam_laplace_assets.domain.transfer import sent
+
+    places = [_places(one, sigma=sigma) for one in points]
+    padded = np.full((len(places), max(map(len, places), default=0), 2), np.inf)  # a Gaussian that far away is 0
+    for row, own in zip(padded, places, strict=True):
+        row[: len(own)] = own
+    offsets = torch.arange(size, dtype=torch.float64, device=device) - sent(torch.from_numpy(padded), device)[..., None]
+    columns, rows = torch.exp(-offsets.square() / (2 * sigma**2)).unbind(2)
+    return (rows.transpose(1, 2) @ columns).clamp_(max=1.0).half()
+
+
+def _places(points: NDArray[Any], *, sigma: float) -> NDArray[np.float64]:
+    """Points as (K, 2) float64; refused, as sigma is, where no Gaussian can be drawn."""
+    places = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    if not (np.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"Cannot draw Gaussians of gaussian_sigma {sigma}: it must be above 0.")
+    if not np.isfinite(places).all():
+        raise ValueError(f"Cannot draw Gaussians around points that are not finite: {places.tolist()}.")
+    return places
 
 
 def _rounded_to_half(values: NDArray[np.float64]) -> NDArray[np.float16]:

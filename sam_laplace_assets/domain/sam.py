@@ -1,9 +1,10 @@
 """Frozen SAM: one pass of the encoder an image, then what it answers to prompt sets at 256x256."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
     from sam_laplace_assets.domain.sam_decoder import ImageSide
+    from sam_laplace_assets.domain.transfer import Fetched
 
 SAM_VERSION = "2"  # 1 went through the stock modules: the same but for rounding, which float16 shows in its last bit
 
@@ -103,7 +105,7 @@ class FrozenSam:
     Args:
         model: is put into evaluation mode and frozen, where it is.
         precision: `float32` or `bf16`.
-        compile: whether PyTorch compiles the encoder, on a GPU; takes minutes, once a process.
+        compile: whether PyTorch compiles the encoder, which takes minutes, once a process.
     """
 
     def __init__(self, model: "Sam", *, precision: Precision = "float32", compile: bool = False) -> None:
@@ -111,7 +113,7 @@ class FrozenSam:
         from segment_anything.utils.transforms import ResizeLongestSide
 
         from sam_laplace_assets.domain.sam_decoder import FastDecoder
-        from sam_laplace_assets.domain.sam_encoder import FastEncoder
+        from sam_laplace_assets.domain.sam_encoder import CompiledEncoder, FastEncoder
 
         if precision not in get_args(Precision):
             raise ValueError(f"SAM does not compute in {precision!r}: give one of {', '.join(get_args(Precision))}.")
@@ -120,7 +122,7 @@ class FrozenSam:
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self._encoder = FastEncoder(model.image_encoder, dtype=dtype)
-        self._encode = torch.compile(self._encoder) if compile and self.device.type == "cuda" else self._encoder
+        self._encode = CompiledEncoder(self._encoder, images=self._images_at_once()) if compile else self._encoder
         self._decoder = FastDecoder(model)
 
     @property
@@ -148,8 +150,10 @@ class FrozenSam:
         import torch
 
         self._require_image(image)
+        from sam_laplace_assets.domain.transfer import pinned
+
         resized = torch.as_tensor(self._transform.apply_image(image)).permute(2, 0, 1).contiguous()
-        return Prepared(resized, (image.shape[0], image.shape[1]))
+        return Prepared(pinned(resized, self.device), (image.shape[0], image.shape[1]))
 
     def _require_image(self, image: NDArray[np.uint8]) -> None:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -180,22 +184,30 @@ class FrozenSam:
                 on a GPU as many as take half of its free memory, up to 16.
         """
         prepared = [one if isinstance(one, Prepared) else self.prepare(one) for one in images]
-        at_once = max_batch or self._fitting(self._encoder.bytes_per_image(), 1, IMAGES_AT_ONCE)
+        at_once = max_batch or self._images_at_once()
         batches = [prepared[start : start + at_once] for start in range(0, len(prepared), at_once)]
         return [embedding for batch in batches for embedding in self._embed_together(batch)]
+
+    def _images_at_once(self) -> int:
+        return self._fitting(self._encoder.bytes_per_image(), 1, IMAGES_AT_ONCE)
 
     def _embed_together(self, batch: Sequence[Prepared]) -> list[Embedding]:
         import torch
 
+        from sam_laplace_assets.domain.transfer import sent
+
         with torch.no_grad():
-            padded = torch.stack([self._model.preprocess(one.pixels.to(self.device)) for one in batch])
+            padded = torch.stack([self._model.preprocess(sent(one.pixels, self.device)) for one in batch])
             features = torch.split(self._encode(padded), 1)
         return [Embedding(own, one.original_size, one.input_size) for own, one in zip(features, batch, strict=True)]
 
     def embedding(self, features: "torch.Tensor", original_size: tuple[int, int]) -> Embedding:
         """What the encoder said earlier of an image of this size: (1, C, h, w) of any float type, on any device."""
+        from sam_laplace_assets.domain.transfer import sent
+
         input_size = self._transform.get_preprocess_shape(*original_size, self.image_size)
-        return Embedding(features.to(self.device).float(), original_size, input_size)
+        here = sent(features, self.device) if features.device.type == "cpu" else features.to(self.device)
+        return Embedding(here.float(), original_size, input_size)
 
     def _fitting(self, bytes_each: int, on_cpu: int, most: int) -> int:
         """How many of something to compute at once: a number on a CPU, what free memory allows on a GPU."""
@@ -226,6 +238,16 @@ class FrozenSam:
         """What SAM says to each prompt set of several images, in their order.
 
         Args:
+            asked, max_batch: as in `ask_many`.
+        """
+        return self.ask_many(asked, max_batch=max_batch).wait()
+
+    def ask_many(
+        self, asked: Sequence[tuple[Embedding, Sequence[PromptSet]]], *, max_batch: int | None = None
+    ) -> "Asked":
+        """The same answers, which a GPU computes while the caller goes on.
+
+        Args:
             asked: embeddings of images with the prompt sets on each.
             max_batch: prompt sets in one call of the decoder at most; by itself as many as a CPU's cache holds (one of
                 a full-size SAM), and on a GPU as many as take half of its free memory, up to 256.
@@ -234,23 +256,20 @@ class FrozenSam:
             for prompt_set in prompt_sets:
                 _require_inside(prompt_set, embedding.original_size)
         questions = [_Question(image, one) for image, (_, sets) in enumerate(asked) for one in sets]
-        embeddings = [embedding for embedding, _ in asked]
-        answers: list[list[SamAnswer]] = [[] for _ in asked]
-        for question, answer in zip(questions, self._answers(embeddings, questions, max_batch), strict=True):
-            answers[question.image].append(answer)
-        return answers
+        parts = self._decode([embedding for embedding, _ in asked], questions, max_batch)
+        return Asked([len(sets) for _, sets in asked], parts)
 
-    def _answers(
+    def _decode(
         self, embeddings: Sequence[Embedding], questions: "Sequence[_Question]", max_batch: int | None
-    ) -> list[SamAnswer]:
-        """Answers in order; what prompt sets of an image share is kept until the next image."""
+    ) -> "list[Fetched]":
+        """Answers in order, those of each call of the decoder; what sets of an image share is kept until the next."""
         import torch
 
         on_cpu = max(1, TOKENS_AT_ONCE // self._decoder.image_tokens)
         at_once = max_batch or self._fitting(self._decoder.bytes_per_prompt_set(), on_cpu, PROMPT_SETS_AT_ONCE)
         in_bf16 = self.device.type == "cuda" and self.precision == "bf16"
         sides: dict[int, ImageSide] = {}
-        answers: list[SamAnswer] = []
+        parts: list[Fetched] = []
         for start in range(0, len(questions), at_once):
             batch = questions[start : start + at_once]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bf16):
@@ -258,14 +277,22 @@ class FrozenSam:
                     image: sides.get(image) or self._decoder.image_side(embeddings[image].features)
                     for image in dict.fromkeys(question.image for question in batch)
                 }
-                answers += self._answer_together(embeddings, sides, batch)
-        return answers
+                parts.append(self._decode_together(embeddings, sides, batch))
+        return parts
 
-    def _answer_together(
+    def _decode_together(
         self, embeddings: Sequence[Embedding], sides: "dict[int, ImageSide]", batch: "Sequence[_Question]"
-    ) -> list[SamAnswer]:
-        """Answers to prompt sets in one call of the decoder, those of an image one after another."""
+    ) -> "Fetched":
+        """Logits (B, 256, 256) float16, branches (B,) and IoUs (B, branches) of prompt sets in one call of the decoder.
+
+        Args:
+            embeddings: of all images.
+            sides: what is kept of those that the batch is about.
+            batch: B questions, those about an image one after another.
+        """
         import torch
+
+        from sam_laplace_assets.domain.transfer import Fetched
 
         resampling = {image: self._resampling(embeddings[image]) for image in sides}
         counts = list(Counter(question.image for question in batch).values())
@@ -275,11 +302,7 @@ class FrozenSam:
             columns=max(one.token_columns for one in resampling.values()),
         )  # fmt: skip
         resampled = map(_Resampling.apply, resampling.values(), torch.split(decoded.logits, counts))
-        logits = [one for of_image in resampled for one in of_image.cpu().numpy()]
-        return [
-            SamAnswer(one, int(branch), tuple(float(iou) for iou in row))
-            for one, branch, row in zip(logits, decoded.branches, decoded.ious, strict=True)
-        ]
+        return Fetched([torch.cat(list(resampled)), decoded.branches, decoded.ious])
 
     def _points(
         self, embeddings: Sequence[Embedding], batch: "Sequence[_Question]"
@@ -299,6 +322,30 @@ class FrozenSam:
     def _resampling(self, embedding: Embedding) -> "_Resampling":
         tokens = embedding.features.shape[-1]
         return _resampling(self.device, tokens, self.image_size, embedding.input_size, embedding.original_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Answers that a GPU may still be computing.
+
+    Attributes:
+        counts: prompt sets of each image.
+        parts: logits, branches and IoUs of some prompt sets each, in order.
+    """
+
+    counts: Sequence[int]
+    parts: "Sequence[Fetched]"
+
+    def wait(self) -> list[list[SamAnswer]]:
+        """The answers about each image, once they are there."""
+        answers = (answer for part in self.parts for answer in _answers(part))
+        return [list(islice(answers, count)) for count in self.counts]
+
+
+def _answers(part: "Fetched") -> Iterator[SamAnswer]:
+    logits, branches, ious = (one.numpy() for one in part.wait())
+    for one, branch, row in zip(logits, branches.tolist(), ious.tolist(), strict=True):
+        yield SamAnswer(one, branch, tuple(row))
 
 
 class _Question(NamedTuple):
@@ -337,12 +384,13 @@ def _resampling(
 ) -> _Resampling:
     """Matrices of one size of image, and how many of `tokens` a side they use."""
     from sam_laplace_assets.domain.sam_decoder import UPSCALING
+    from sam_laplace_assets.domain.transfer import sent
 
     matrices = resampling_matrices(
         low_res=UPSCALING * tokens, image_size=image_size, input_size=input_size, original_size=original_size
     )
     used = [int(matrix.any(0).nonzero().max()) // UPSCALING + 1 for matrix in matrices]
-    return _Resampling(matrices[0].to(device), matrices[1].to(device), *used)
+    return _Resampling(sent(matrices[0], device), sent(matrices[1], device), *used)
 
 
 def _require_inside(prompt_set: PromptSet, original_size: tuple[int, int]) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor
 from torch.nn import functional
+
+from sam_laplace_assets.domain.transfer import sent
 
 UPSCALING = 4
 """Pixels of a mask along a side of an image token."""
@@ -48,13 +48,13 @@ class Decoded:
 
     Attributes:
         logits: (B, 4 rows, 4 columns) of the chosen branch.
-        branches: (B,) index of the branch of highest predicted IoU, the first of equals.
+        branches: (B,) int64 index of the branch of highest predicted IoU, the first of equals.
         ious: (B, branches) float32 predicted IoUs.
     """
 
     logits: Tensor
-    branches: NDArray[np.intp]
-    ious: NDArray[np.float32]
+    branches: Tensor
+    ious: Tensor
 
 
 class FastDecoder:
@@ -107,18 +107,28 @@ class FastDecoder:
             rows: rows of image tokens, from the top, that logits are wanted of.
             columns: columns of them, from the left.
         """
-        prompts = self._embed_prompts(coords.to(self._positions.device), labels.to(self._positions.device))
+        prompts = self._embed_prompts(*(sent(one, self._positions.device) for one in (coords, labels)))
         queries, tokens = self._exchange(images, counts, prompts, _padding(labels, prompts))
         used = [0, *range(2, 1 + self._decoder.num_mask_tokens)]  # mask token 0 is for prompts with one answer only
         outputs = self._look_once_more(queries[:, used], prompts[:, used], tokens)
-        ious = self._decoder.iou_prediction_head(outputs[:, 0])[:, 1:].float().cpu().numpy()
-        branches = ious.argmax(axis=1)
-        kernels = self._kernels(outputs[:, 1:])[range(len(branches)), branches.tolist()]
+        with torch.autocast(outputs.device.type, enabled=False):  # branches differ by less than bfloat16 can tell
+            ious: Tensor = self._decoder.iou_prediction_head(outputs[:, 0].float())[:, 1:]
+        branches = _first_of_highest(ious)
+        kernels = self._kernels(outputs[:, 1:])[torch.arange(len(ious), device=ious.device), branches]
         return Decoded(self._draw(tokens, kernels, rows, columns), branches, ious)
 
     def _embed_prompts(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """(B, T, C): the tokens that answers are read from, the points, and the one that ends them."""
-        points, _ = self._prompt_encoder(points=(coords, labels), boxes=None, masks=None)
+        """(B, T, C): the tokens that answers are read from, the points, and the one that ends them.
+
+        As the stock prompt encoder makes them, in float32 always: it waits for a GPU to say which labels are which.
+        """
+        encoder = self._prompt_encoder
+        ended = functional.pad(coords + 0.5, (0, 0, 0, 1)), functional.pad(labels, (0, 1), value=-1)
+        with torch.autocast(coords.device.type, enabled=False):
+            places = encoder.pe_layer.forward_with_coords(ended[0], encoder.input_image_size)
+            kinds = torch.cat([one.weight for one in encoder.point_embeddings[:2]])
+            points = places + kinds[ended[1].clamp(0)]
+        points = torch.where(ended[1][..., None] < 0, encoder.not_a_point_embed.weight, points)
         outputs = torch.cat([self._decoder.iou_token.weight, self._decoder.mask_tokens.weight])
         return torch.cat([outputs.expand(len(points), -1, -1), points], dim=1)
 
@@ -274,7 +284,13 @@ def _padding(labels: Tensor, prompts: Tensor) -> Tensor | None:
     if bool((points == labels.shape[1]).all()):
         return None
     extra = torch.arange(prompts.shape[1]) >= prompts.shape[1] - labels.shape[1] + points
-    return torch.where(extra, -torch.inf, 0.0)[:, None, None].to(prompts)
+    return sent(torch.where(extra, -torch.inf, 0.0)[:, None, None].to(prompts.dtype), prompts.device)
+
+
+def _first_of_highest(ious: Tensor) -> Tensor:
+    """(B,) index of the highest of each row (B, branches), the first of equals; `argmax` may give any of them."""
+    falling = torch.arange(ious.shape[1], 0, -1, device=ious.device)
+    return ((ious == ious.amax(1, keepdim=True)) * falling).argmax(1)
 
 
 def _into_quarters(convolution: torch.nn.ConvTranspose2d, tokens: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def load_frozen_sam(
         checkpoint: a state dict saved by PyTorch, in any float precision.
         device: where it shall compute: what `resolve_device` takes, or a PyTorch device.
         precision: what it shall compute in, as in `FrozenSam`.
-        compile: whether PyTorch compiles the encoder, as in `FrozenSam`.
+        compile: whether PyTorch compiles the encoder where it is on a GPU; on a CPU nothing is gained.
 
     Raises:
         CheckpointRefused: the file is absent, unreadable, more than plain weights, or of another model.
@@ -82,7 +82,7 @@ def load_frozen_sam(
     weights = read_weights(checkpoint)
     _require_fit(weights, model.state_dict(), model_type, checkpoint)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
-    return FrozenSam(model.to(target), precision=precision, compile=compile)
+    return FrozenSam(model.to(target), precision=precision, compile=compile and target.type == "cuda")
 
 
 def read_weights(checkpoint: Path) -> "dict[str, torch.Tensor]":

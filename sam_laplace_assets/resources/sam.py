@@ -58,7 +58,7 @@ class SamModel:
         """
         try:
             return _loaded(self.settings.model_type, self.checkpoint, self.identity["checkpoint_sha256"],
-                           self.settings.device, self.settings.precision)  # fmt: skip
+                           self.settings.device, self.settings.precision, self.settings.compile)  # fmt: skip
         except ValueError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
 
@@ -92,11 +92,13 @@ class SamResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 @lru_cache(maxsize=1)
-def _loaded(model_type: str, checkpoint: Path, sha256: str, device: str, precision: "Precision") -> "FrozenSam":
+def _loaded(
+    model_type: str, checkpoint: Path, sha256: str, device: str, precision: "Precision", compile: bool
+) -> "FrozenSam":
     """The model in a checkpoint that holds what this digest says."""
     from sam_laplace_assets.resources.checkpoints import load_frozen_sam
 
-    return load_frozen_sam(model_type, checkpoint, device=device, precision=precision)
+    return load_frozen_sam(model_type, checkpoint, device=device, precision=precision, compile=compile)
 
 
 def model_here(settings: SamSettings) -> SamModel:

@@ -3,11 +3,19 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from sam_laplace_assets.domain.prompts import PromptMix, PromptSet, _rounded_to_half, draw_prompt_sets, gaussian_map
+from sam_laplace_assets.domain.prompts import (
+    PromptMix,
+    PromptSet,
+    _rounded_to_half,
+    draw_prompt_sets,
+    gaussian_map,
+    gaussian_maps,
+)
 
 unhurried = settings(deadline=None)  # a busy machine is no failure
 
@@ -173,6 +181,19 @@ def test_the_map_is_the_clamped_sum_of_gaussians(points, sigma):
     np.testing.assert_allclose(drawn.astype(np.float64), dense_map(points, sigma, 64), atol=5e-4)
 
 
+def test_maps_drawn_on_a_device_are_the_same_but_for_the_last_bit_of_few_pixels():
+    stream = np.random.default_rng(0)
+    points = [stream.uniform(-20, 276, size=(count, 2)) for count in (1, 10, 3, 0, 2, 20)]
+    for sigma in (0.4, 8.0, 60.0):
+        drawn = gaussian_maps(points, sigma=sigma, device=torch.device("cpu")).numpy()
+        alone = np.stack([gaussian_map(one, sigma=sigma) for one in points])
+        assert drawn.dtype == np.float16
+        apart = drawn.view(np.int16) - alone.view(np.int16)  # of floats from 0 to 1: in last bits
+        assert np.abs(apart).max() <= 1
+        assert (apart != 0).mean() < 1e-4
+    assert gaussian_maps([], sigma=8, device=torch.device("cpu")).shape == (0, 256, 256)
+
+
 def test_a_map_is_one_at_its_point_and_has_its_size():
     drawn = gaussian_map(np.array([[30.0, 200.0]]), sigma=8)
     assert drawn.shape == (256, 256)
@@ -188,6 +209,8 @@ def test_no_points_give_a_map_of_zeros():
 def test_a_sigma_that_is_no_width_is_refused(sigma):
     with pytest.raises(ValueError, match=r"gaussian_sigma .*: it must be above 0"):
         gaussian_map(np.zeros((1, 2)), sigma=sigma)
+    with pytest.raises(ValueError, match=r"gaussian_sigma .*: it must be above 0"):
+        gaussian_maps([np.zeros((1, 2))], sigma=sigma, device=torch.device("cpu"))
 
 
 def test_points_that_are_not_finite_are_refused():

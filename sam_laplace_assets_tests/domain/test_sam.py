@@ -128,6 +128,19 @@ def test_answers_do_not_depend_on_what_is_asked_together(any_model):
             np.testing.assert_allclose(one.logits_256, other.logits_256, atol=0.02)
 
 
+def test_answers_may_be_waited_for_after_more_was_asked(frozen):
+    asked = [(frozen.embed(picture((480, 640))), clicks((480, 640))), (frozen.embed(picture((61, 200))), [])]
+    first, second = frozen.ask_many(asked), frozen.ask_many(asked[::-1])
+    for found, expected in (
+        (second.wait(), frozen.answer_many(asked)[::-1]),
+        (first.wait(), frozen.answer_many(asked)),
+    ):
+        assert [len(answers) for answers in found] == [len(answers) for answers in expected]
+        for one, other in zip(chain(*found), chain(*expected), strict=True):
+            np.testing.assert_array_equal(one.logits_256, other.logits_256)
+            assert (one.branch, one.predicted_ious) == (other.branch, other.predicted_ious)
+
+
 def test_an_image_costs_one_encoder_pass_and_its_side_of_the_decoder_once(any_model, monkeypatch):
     from sam_laplace_assets.domain.sam_decoder import FastDecoder
     from sam_laplace_assets.domain.sam_encoder import FastEncoder

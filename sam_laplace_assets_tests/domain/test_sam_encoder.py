@@ -1,8 +1,15 @@
+import functools
+
 import pytest
 import torch
 
 from sam_laplace_assets.domain import sam_encoder
-from sam_laplace_assets.domain.sam_encoder import FastEncoder, attend_in_pieces, attend_with_wide_keys
+from sam_laplace_assets.domain.sam_encoder import (
+    CompiledEncoder,
+    FastEncoder,
+    attend_in_pieces,
+    attend_with_wide_keys,
+)
 from sam_laplace_assets_tests.domain.shrunken_sam import image_encoder
 
 SHAPES = [
@@ -38,6 +45,25 @@ def test_a_gpus_way_of_attention_gives_the_same(shape, monkeypatch):
     images = pixels(2, stock.img_size)
     monkeypatch.setattr(sam_encoder, "attend_in_pieces", attend_with_wide_keys)
     torch.testing.assert_close(FastEncoder(stock)(images), stock(images), atol=2e-5, rtol=0)
+
+
+def test_it_is_compiled_in_one_piece_for_batches_of_one_size(monkeypatch):
+    """By the real tracer, as on a GPU; what it gives is run as it stands, which takes no compiler's minutes."""
+    compiled = []
+
+    def as_it_stands(graph, examples):
+        compiled.append(graph)
+        return graph.forward
+
+    compile = functools.partial(torch.compile, backend=as_it_stands, fullgraph=True)
+    monkeypatch.setattr(sam_encoder.torch, "compile", compile)
+    monkeypatch.setattr(sam_encoder, "attend_in_pieces", attend_with_wide_keys)
+    encoder = FastEncoder(image_encoder(img_size=160))
+    compiled_encoder = CompiledEncoder(encoder, images=3)
+    for images in (3, 1, 5, 7):
+        batch = pixels(images, 160)
+        torch.testing.assert_close(compiled_encoder(batch), encoder(batch), atol=1e-5, rtol=0)
+    assert len(compiled) == 1
 
 
 @pytest.mark.parametrize("attend", [attend_in_pieces, attend_with_wide_keys])

@@ -87,7 +87,7 @@ class Refreshed:
 def refreshed(project, monkeypatch, *, asked=()):
     """Refresh, and count."""
     calls = Counter()
-    prepare, answer = FrozenSam.prepare, FrozenSam.answer_many
+    prepare, answer = FrozenSam.prepare, FrozenSam.ask_many
 
     def counted_prepare(self, *args, **kwargs):
         calls["images"] += 1
@@ -100,7 +100,7 @@ def refreshed(project, monkeypatch, *, asked=()):
 
     with monkeypatch.context() as patch, project.instance() as instance:
         patch.setattr(FrozenSam, "prepare", counted_prepare)
-        patch.setattr(FrozenSam, "answer_many", counted_answer)
+        patch.setattr(FrozenSam, "ask_many", counted_answer)
         ran = refresh(instance, tell=lambda line: None)
         if asked:
             ran += refresh(instance, assets=asked, tell=lambda line: None)

@@ -280,7 +280,7 @@ def test_what_follows_a_killed_refresh_is_not_made_from_a_mixture(project, asset
     after = {"prompt_sets": ["sam_cache"], "sam_cache": ["training_index", "hdf5_pack"]}[asset]
     project.change(**HALF[asset][0])
     killed_after_one(project, asset, "train", monkeypatch)
-    asked = count_calls(monkeypatch, FrozenSam, "answer_many")
+    asked = count_calls(monkeypatch, FrozenSam, "ask_many")
     before = data_of(project)
     with contextlib.suppress(RunFailed):
         project.refresh("train", assets=after)
