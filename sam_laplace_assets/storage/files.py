@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -249,9 +250,17 @@ def sync(path: Path) -> None:
 
 def sync_all(paths: Collection[Path]) -> None:
     """Have many files on the disk, several asked for at once: a journal commits them together, six times as fast."""
-    with ThreadPoolExecutor(max(1, min(len(paths), SYNCS_AT_ONCE)), thread_name_prefix="sync") as pool:
-        for _ in pool.map(sync, paths):
-            pass
+    for _ in _syncing().map(sync, paths):
+        pass
+
+
+@cache
+def _syncing() -> ThreadPoolExecutor:
+    """The threads that sync for all who write: to start them takes as long as to write some files."""
+    return ThreadPoolExecutor(SYNCS_AT_ONCE, thread_name_prefix="sync")
+
+
+os.register_at_fork(after_in_child=_syncing.cache_clear)  # a forked process has none of its parent's threads
 
 
 def _beside(path: Path) -> Path:
@@ -261,8 +270,15 @@ def _beside(path: Path) -> Path:
 
 def array_bytes(array: np.ndarray) -> bytes:
     """An array as the bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    array = np.ascontiguousarray(array)
+    return b"".join((_npy_header(array.shape, array.dtype), array.data))
+
+
+@lru_cache(maxsize=64)
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What the .npy file of an array in rows begins with."""
+    buffer, told = io.BytesIO(), {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, told)
     return buffer.getvalue()
 
 

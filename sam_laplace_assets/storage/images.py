@@ -64,7 +64,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         )
     if image.mode == "P":
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:

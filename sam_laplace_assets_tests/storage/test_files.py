@@ -1,4 +1,5 @@
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -128,6 +129,16 @@ def test_json_comes_back_as_it_was(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("json") / "a.json"
     files.write_json(path, value)
     assert files.read_json(path) == value
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8, np.int64, bool, ">i4"])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 0, 2), (3, 4), (2, 3, 4)])
+def test_the_bytes_of_an_array_are_those_of_numpy_s_own_file(dtype, shape):
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    for one in (array, array.T, array[::-1] if array.ndim else array):
+        file = io.BytesIO()
+        np.save(file, np.ascontiguousarray(one))
+        assert files.array_bytes(one) == file.getvalue()
 
 
 @given(hnp.arrays(np.float16, (3, 2)))
