@@ -49,10 +49,9 @@ def compare_methods(
     if not len(rows):
         raise ValueError("Cannot compare: the pack has no rows. Materialise its split first.")
     found: dict[str, MethodScores] = {}
-    for batch in batches(rows, batch_size=batch_size):
-        there = batch.to(predictor.device)
-        truth = Truth.of(batch.rows, there.masks, band=band)
-        said = answers_of(predictor, there.inputs, truth, sam_scale=sam_scale, laplace_scale=laplace_scale)
+    for batch in batches(rows, batch_size=batch_size, device=predictor.device):
+        truth = Truth.of(batch.rows, batch.masks, band=band)
+        said = answers_of(predictor, batch.inputs, truth, sam_scale=sam_scale, laplace_scale=laplace_scale)
         for name, answers in said.items():
             scores = MethodScores.of(answers)
             found[name] = found[name] + scores if name in found else scores

@@ -48,7 +48,8 @@ class Learner:
         self.device = next(head.parameters()).device
         self.dice_lambda, self.logit_clip = dice_lambda, logit_clip
         self.amp = amp and self.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
+        fused = True if self.device.type == "cuda" else None  # else the scaler waits for the GPU at each step
+        self.optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp)
 
     def load(self, *, head: dict[str, Tensor], optimizer: dict[str, Any], scaler: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sam_laplace_assets.domain.transfer import sent
+
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all)."""
 
@@ -88,16 +90,20 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        return Batch(self.rows, self.inputs.to(device, non_blocking=True), self.masks.to(device, non_blocking=True))
+        there = torch.device(device)
+        return Batch(self.rows, sent(self.inputs, there), sent(self.masks, there))
 
 
-def batches(rows: Rows, *, batch_size: int, order: npt.NDArray[np.int64] | None = None) -> Iterator[Batch]:
+def batches(
+    rows: Rows, *, batch_size: int, order: npt.NDArray[np.int64] | None = None, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
     """Every row once, in batches; the next ones are read by a thread while the caller works on this one.
 
     Args:
         rows: N of them.
         batch_size: rows in a batch; the last batch holds what is left.
         order: (N,) which rows share a batch. Inside a batch they ascend, as storage likes it. None: 0, 1, 2...
+        device: where they are to be worked on, and are sent by the thread that reads them.
 
     Yields:
         Batches whose masks are bool and whose inputs are finite; anything else is a ValueError that names the row.
@@ -105,15 +111,15 @@ def batches(rows: Rows, *, batch_size: int, order: npt.NDArray[np.int64] | None 
     order = np.arange(len(rows)) if order is None else order
     chunks = [np.sort(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:
-        ahead: deque[Future[Batch]] = deque(reader.submit(_read, rows, chunk) for chunk in chunks[:READ_AHEAD])
+        ahead: deque[Future[Batch]] = deque(reader.submit(_read, rows, chunk, device) for chunk in chunks[:READ_AHEAD])
         for chunk in [*chunks[READ_AHEAD:], *[None] * len(ahead)]:
             batch = ahead.popleft().result()
             if chunk is not None:
-                ahead.append(reader.submit(_read, rows, chunk))
+                ahead.append(reader.submit(_read, rows, chunk, device))
             yield batch
 
 
-def _read(rows: Rows, chunk: npt.NDArray[np.int64]) -> Batch:
+def _read(rows: Rows, chunk: npt.NDArray[np.int64], device: torch.device | str) -> Batch:
     batch = Batch(chunk, *rows.read(chunk))
     if batch.masks.dtype != torch.bool:
         raise ValueError(f"Masks of a pack must be bool, found {batch.masks.dtype}. Threshold them before packing.")
@@ -127,7 +133,7 @@ def _read(rows: Rows, chunk: npt.NDArray[np.int64]) -> Batch:
         )
     if isinstance(rows, MemoryRows):
         rows.checked[chunk] = True
-    return batch
+    return batch.to(device)
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -206,8 +206,7 @@ class FrozenSam:
         from sam_laplace_assets.domain.transfer import sent
 
         input_size = self._transform.get_preprocess_shape(*original_size, self.image_size)
-        here = sent(features, self.device) if features.device.type == "cpu" else features.to(self.device)
-        return Embedding(here.float(), original_size, input_size)
+        return Embedding(sent(features, self.device).float(), original_size, input_size)
 
     def _fitting(self, bytes_each: int, on_cpu: int, most: int) -> int:
         """How many of something to compute at once: a number on a CPU, what free memory allows on a GPU."""

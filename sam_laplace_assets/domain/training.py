@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,9 +104,10 @@ def train(
         started = time.perf_counter()
         order = np.random.default_rng([seed, epoch]).permutation(len(rows))
         report = _counter(progress, start=epoch * len(rows), total=num_epochs * len(rows))
-        losses = learner.epoch(batches(rows, batch_size=batch_size, order=order), report=report)
+        read = partial(batches, batch_size=batch_size, device=learner.device)
+        losses = learner.epoch(read(rows, order=order), report=report)
         _refuse_divergence(head, losses, epoch=epoch + 1, lr=lr)
-        measured = {"train_loss": float(losses.mean()), **learner.validate(batches(validation, batch_size=batch_size))}
+        measured = {"train_loss": float(losses.mean()), **learner.validate(read(validation))}
         measured |= {"lr": lr, "seconds": time.perf_counter() - started}
         state = _advance(state, learner, measured, early_stop_patience=early_stop_patience, num_epochs=num_epochs)
         yield state

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor in memory that a GPU fetches by itself, if it is to go to one; any thread may ask for that."""
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+    """A tensor in memory that a GPU fetches by itself, if it is on the CPU and to go to one; any thread may ask."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device. Nothing waits for it: what the GPU is asked for next finds it there."""
+    """A tensor on a device. Nothing waits for it: what a GPU is asked for next finds it there."""
     return pinned(tensor, device).to(device, non_blocking=True)
 
 
