@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from sam_laplace_assets_tests.benchmarks import __main__ as bench
+from sam_laplace_assets_tests.benchmarks import bench_gpu
+from sam_laplace_assets_tests.benchmarks.bench_stage import masks_in_bf16
 from sam_laplace_assets_tests.benchmarks.harness import Row, median_interval, paired
 
 
@@ -79,10 +81,23 @@ def test_the_readme_shows_the_table_that_was_measured():
 
 
 def test_the_rates_of_a_gpu_are_measured_the_same_way_on_a_cpu():
-    from sam_laplace_assets_tests.benchmarks.bench_gpu import of_model
-
-    alone, written = of_model("toy", None, 2, images=2, device="cpu", precision="float32")
+    on_cpu = {"device": "cpu", "precision": "float32"}
+    alone, written, shared = bench_gpu.of_model("toy", None, 1, images=2, processes=1, **on_cpu)
     assert alone.unit == "images/s"
-    assert alone.ratio > 0
-    assert written.ratio > 0
-    assert written.notes["images_per_second"] > 0
+    assert alone.notes["first_s"] > 0
+    assert written.notes["gpu_computes"] is None
+    plain = bench_gpu.of_plain("toy", 1, images=1, **on_cpu)
+    epoch = bench_gpu.epoch_on("cpu", 1, rows=16)
+    assert min(row.ratio for row in (alone, written, shared, plain, epoch)) > 0
+
+
+def test_a_gpu_computes_while_any_of_its_spans_lasts():
+    assert bench_gpu.covered([(5, 7), (0, 2), (1, 3), (1, 1.5), (7, 8)]) == 6
+    assert bench_gpu.covered([]) == 0
+
+
+def test_bf16_moves_the_toys_masks_by_little():
+    row = masks_in_bf16("cpu")
+    assert row.interval[0] <= row.ratio <= row.interval[1] < 0.01
+    assert 0.4 < row.notes["iou_float32"] < 0.9
+    assert row.notes["pixels_that_change_sides"] > 0

@@ -37,6 +37,7 @@ sam:
   model_type: vit_h            # vit_h | vit_l | vit_b | toy
   device: auto                 # auto | cuda | cpu
   precision: float32           # float32 | bf16, which is faster and a little different
+  # compile: true              # by PyTorch, on a GPU: minutes in each process, then less for each image
   # cache_embeddings: float16  # keep them on disk: other prompts then cost the decoder alone
 
 head:

@@ -6,12 +6,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from sam_laplace_assets_tests.benchmarks.harness import Benchmark, Row, paired
-from sam_laplace_assets_tests.benchmarks.staging import PHOTO, SETS, Stage, demo, difference, photos, tiny
+import numpy as np
+
+from sam_laplace_assets_tests.benchmarks.harness import CONFIDENCE, Benchmark, Row, paired
+from sam_laplace_assets_tests.benchmarks.staging import PHOTO, SETS, Stage, demo, difference, mask_ious, photos, tiny
 
 PHOTOS = 2
 """Images of most rows, to be done in minutes."""
 FEW_AND_MANY = (1000, 5000)
+RESAMPLES = 2000
 
 
 def precompute(rounds: int) -> list[Row]:
@@ -22,6 +25,38 @@ def precompute(rounds: int) -> list[Row]:
 def precompute_bf16(rounds: int) -> list[Row]:
     """The same in bfloat16, where the processor has units for it."""
     return [_against_plain("sam precompute, bf16", PHOTOS, rounds, target=3.0, precision="bf16")]
+
+
+def bf16_masks(rounds: int) -> list[Row]:
+    """What bfloat16 does to masks of a SAM that was trained."""
+    return [masks_in_bf16("cpu")]
+
+
+def masks_in_bf16(device: str) -> Row:
+    """Mean IoU with the true masks in bfloat16 against that in float32, its interval bootstrapped over images."""
+    from sam_laplace_assets.domain.bootstrap import bootstrap_means, percentile_interval
+
+    with tempfile.TemporaryDirectory() as folder:
+        stage = demo(Path(folder), device=device)
+        caches = {precision: stage.run(stage.at(precision)) for precision in ("bf16", "float32")}
+        ious = {precision: mask_ious(stage, cache) for precision, cache in caches.items()}
+        notes = difference(caches["bf16"], caches["float32"])
+    apart = ious["bf16"] - ious["float32"]
+    means = bootstrap_means(apart, np.ones(len(apart)), resamples=RESAMPLES, seed=0)
+    ends = percentile_interval(means, confidence=CONFIDENCE)
+    return Row(
+        f"masks in bf16, {device}",
+        f"IoU of the toy SAM's masks with the true ones in bf16, {len(apart)} scenes of the demo's kind, {SETS} prompt "
+        f"sets each, {device.upper()}: how far its mean is off",
+        "the same in float32", abs(float(apart.mean())), _sizes(ends), CONFIDENCE, 0.002, "lower", unit="IoU",
+        rounds=len(apart), notes={"iou_float32": round(float(ious["float32"].mean()), 4), **notes},
+    )  # fmt: skip
+
+
+def _sizes(ends: tuple[float, float]) -> tuple[float, float]:
+    """An interval without its sign."""
+    low, high = sorted(map(abs, ends))
+    return (0.0 if ends[0] <= 0 <= ends[1] else low), high
 
 
 def _against_plain(name: str, count: int, rounds: int, *, target: float, **sam: Any) -> Row:
@@ -125,6 +160,7 @@ def _run_tiny(stage: Stage) -> float:
 BENCHMARKS: dict[str, Benchmark] = {
     "sam_precompute": precompute,
     "sam_precompute_bf16": precompute_bf16,
+    "sam_bf16_masks": bf16_masks,
     "sam_embeddings": kept_embeddings,
     "sam_stage": own_arithmetic,
     "sam_toy": toy,

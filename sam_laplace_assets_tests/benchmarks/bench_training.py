@@ -79,7 +79,7 @@ def ours(rows: "Rows") -> Callable[[], Any]:
 
 def steps(read: Callable[[], Iterable[Any]]) -> Callable[[], Any]:
     """The platform's steps over batches."""
-    learner = _learner()
+    learner = learner_on("cpu", amp=False)
     return lambda: learner.epoch(iter(read()), report=lambda count: None)
 
 
@@ -105,12 +105,13 @@ def theirs(rows: Any) -> Callable[[], Any]:
     )
 
 
-def _learner() -> "Learner":
+def learner_on(device: str, *, amp: bool) -> "Learner":
+    """A new head of the default shape, with its optimizer."""
     from sam_laplace_assets.domain.head import build_head
     from sam_laplace_assets.domain.learner import Learner
 
-    head = build_head(channels_in=3, hidden_channels=16, seed=0)
-    return Learner(head, lr=LR, weight_decay=WEIGHT_DECAY, dice_lambda=DICE_LAMBDA, amp=False, logit_clip=LOGIT_CLIP)
+    head = build_head(channels_in=3, hidden_channels=16, seed=0).to(device)
+    return Learner(head, lr=LR, weight_decay=WEIGHT_DECAY, dice_lambda=DICE_LAMBDA, amp=amp, logit_clip=LOGIT_CLIP)
 
 
 def _order() -> Any:

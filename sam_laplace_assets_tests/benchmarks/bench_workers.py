@@ -19,10 +19,10 @@ def one_worker(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         stage = photos(Path(folder), count=IMAGES, sets=SETS)
         model = stage.model()
-        with _worker() as compute:
-            _by_worker(stage, model, compute)
+        with workers(1) as compute:
+            by_workers(stage, model, compute)
             return [paired(
-                "one Dask worker", lambda: _by_worker(stage, model, compute), lambda: _here(stage, model),
+                "one Dask worker", lambda: by_workers(stage, model, compute), lambda: _here(stage, model),
                 what=f"sam_cache by one Dask worker on the machine, vit_b, {IMAGES} images of {PHOTO[0]}x{PHOTO[1]}, "
                      f"{SETS} prompt sets each, CPU, float32",
                 against="the same in one process",
@@ -31,11 +31,12 @@ def one_worker(rounds: int) -> list[Row]:
 
 
 @contextmanager
-def _worker() -> Iterator[Any]:
+def workers(count: int) -> Iterator[Any]:
+    """Settings of so many Dask workers on this machine, which run until the block ends."""
     from sam_laplace_assets.compute.cluster import start_local
     from sam_laplace_assets.settings import ComputeSettings
 
-    with start_local(ComputeSettings(scheduler="local", workers=1)) as cluster:
+    with start_local(ComputeSettings(scheduler="local", workers=count)) as cluster:
         yield ComputeSettings(scheduler=cluster.scheduler_address)
 
 
@@ -44,7 +45,8 @@ def _here(stage: Stage, model: Any) -> None:
     stage.run(model, folder=stage.cache)
 
 
-def _by_worker(stage: Stage, model: Any, compute: Any) -> None:
+def by_workers(stage: Stage, model: Any, compute: Any) -> None:
+    """The project's own cache, made by workers anew."""
     from sam_laplace_assets.assets.sam import plan_sam_cache
     from sam_laplace_assets.compute.chunk import Errand, code_here
     from sam_laplace_assets.compute.spread import Spread
@@ -56,13 +58,14 @@ def _by_worker(stage: Stage, model: Any, compute: Any) -> None:
 
     _emptied(stage)
     settings = load_settings()
-    project, plan = Project.of(settings), plan_sam_cache(*stage.views(), model, settings)
+    manifest, prompts = stage.views()
+    project, plan = Project.of(settings), plan_sam_cache(manifest, prompts, model, settings)
     lease, name = project.lease("sam_cache", SPLIT), f"sam_cache[{SPLIT}]"
     errand = Errand(name, plan.elsewhere, plan.made_with, code_here(), lease, HOLDER, project.root)  # type: ignore[arg-type]
     with held(lease, holder=HOLDER, waiting=print):
         spread = Spread(errand, compute, lambda line: None)
         outcome = materialise(plan, SamStore(stage.cache), progress=lambda *_: None, carry=spread)
-    assert outcome.made == IMAGES * SETS
+    assert outcome.made == len(manifest) * stage.sets
 
 
 def _emptied(stage: Stage) -> None:

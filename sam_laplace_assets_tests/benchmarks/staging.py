@@ -137,7 +137,8 @@ class Stage:
         """The plain route on the same images, read from their files, too."""
         from sam_laplace_assets_tests.benchmarks.reference_sam import load_plain, plain_precompute
 
-        sam = load_plain(model.settings.model_type, model.checkpoint)
+        assert model.frozen is not None
+        sam = load_plain(model.settings.model_type, model.checkpoint).to(model.frozen.device)
         manifest, prompts = self.views()
         files = [(Path(sample.images_root) / sample.row["image_path"], prompts.read(sample.key)) for sample in manifest]
         return lambda: plain_precompute(sam, files, self._empty(), sigma=SIGMA)
@@ -171,11 +172,11 @@ def _photo(number: int) -> tuple[np.ndarray, np.ndarray]:
     return ground.clip(0, 255).astype(np.uint8), disc
 
 
-def demo(folder: Path) -> Stage:
-    """The demo's scenes and the toy SAM, on the CPU."""
+def demo(folder: Path, *, device: str = "cpu") -> Stage:
+    """The demo's scenes and the toy SAM."""
     from sam_laplace_assets_tests.benchmarks.findings import scenes
 
-    stage = Stage(folder, {"model_type": "toy", "device": "cpu"})
+    stage = Stage(folder, {"model_type": "toy", "device": device})
     for number, one in enumerate(scenes(0, 10)):
         stage.add(f"scenes/{number:03d}", one.sample.image, one.sample.mask)
     stage.prepare()
@@ -191,6 +192,18 @@ def difference(ours: Path, theirs: Path) -> dict[str, float]:
         "largest_logit_difference": round(float(np.abs(mine - other).max()), 4),
         "pixels_that_change_sides": round(float(((mine > 0) != (other > 0)).mean()), 7),
     }
+
+
+def mask_ious(stage: Stage, cache: Path) -> np.ndarray:
+    """(images,) float64, mean IoU of each image's cached masks with its true one, at 256x256."""
+    from sam_laplace_assets.domain.geometry import resize_nearest
+
+    found = []
+    for sample in stage.views()[0]:
+        truth = resize_nearest(sample.mask(), 256, 256)
+        masks = [np.load(path) > 0 for path in sorted((cache / sample.key).rglob("logits_256.npy"))]
+        found.append(np.mean([(mask & truth).sum() / max((mask | truth).sum(), 1) for mask in masks]))
+    return np.array(found)
 
 
 def tiny(folder: Path, count: int) -> Stage:

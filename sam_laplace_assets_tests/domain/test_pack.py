@@ -28,6 +28,12 @@ def test_rows_of_a_batch_are_read_in_ascending_order():
     assert [list(b.rows) for b in batches(some_rows(8), batch_size=3, order=order)] == [[2, 5, 7], [0, 1, 6], [3, 4]]
 
 
+def test_batches_come_on_the_device_that_they_are_for():
+    for batch in batches(some_rows(5), batch_size=2, device="meta"):
+        assert batch.inputs.device.type == batch.masks.device.type == "meta"
+        assert batch.inputs.shape == (len(batch.rows), 3, *batch.masks.shape[1:])
+
+
 def test_no_rows_give_no_batches():
     assert list(batches(some_rows(4), batch_size=2, order=np.array([], dtype=np.int64))) == []
 
