@@ -242,7 +242,7 @@ class SamWork:
 
     def _embedded(self, frozen: "FrozenSam", batch: Sequence[Ready]) -> list[Ready]:
         images = [one.image for one in batch if one.image is not None]
-        new = iter(frozen.embed_batch(images, max_batch=self.model.settings.images_per_batch))
+        new = iter(frozen.embed_batch(images))
         return [one if one.image is None else replace(one, embedding=self._as_kept(next(new))) for one in batch]
 
     def _as_kept(self, embedding: "Embedding") -> "Embedding":

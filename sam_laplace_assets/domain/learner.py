@@ -55,7 +55,10 @@ class Learner:
     def load(self, *, head: dict[str, Tensor], optimizer: dict[str, Any], scaler: dict[str, Any]) -> None:
         """Take up the weights and states that `snapshot` kept; an empty scaler state starts a new one."""
         self.head.load_state_dict(head)
-        self.optimizer.load_state_dict(copy.deepcopy(optimizer))
+        state = copy.deepcopy(optimizer)
+        for group in state["param_groups"]:
+            group["fused"] = self.optimizer.defaults["fused"]  # of this device, whichever the state was saved on
+        self.optimizer.load_state_dict(state)
         if scaler:
             self.scaler.load_state_dict(scaler)
 

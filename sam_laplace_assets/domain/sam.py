@@ -106,9 +106,13 @@ class FrozenSam:
         model: is put into evaluation mode and frozen, where it is.
         precision: `float32` or `bf16`.
         compile: whether PyTorch compiles the encoder, which takes minutes, once a process.
+        images_at_once: in one call of the encoder; chosen if None.
     """
 
-    def __init__(self, model: "Sam", *, precision: Precision = "float32", compile: bool = False) -> None:
+    def __init__(
+        self, model: "Sam", *, precision: Precision = "float32", compile: bool = False,
+        images_at_once: int | None = None,
+    ) -> None:  # fmt: skip
         import torch
         from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -122,7 +126,8 @@ class FrozenSam:
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self._encoder = FastEncoder(model.image_encoder, dtype=dtype)
-        self._encode = CompiledEncoder(self._encoder, images=self._images_at_once()) if compile else self._encoder
+        self._at_once = images_at_once or (self._fitting_images() if compile else None)
+        self._encode = CompiledEncoder(self._encoder, images=self._at_once or 1) if compile else self._encoder
         self._decoder = FastDecoder(model)
 
     @property
@@ -180,15 +185,15 @@ class FrozenSam:
 
         Args:
             images: each as `embed` takes it.
-            max_batch: images in one call of the encoder at most; by itself one on a CPU, where more gain nothing, and
-                on a GPU as many as take half of its free memory, up to 16.
+            max_batch: images in one call of the encoder at most; as the model was told, else one on a CPU, where more
+                gain nothing, and on a GPU as many as take half of its free memory, up to 16.
         """
         prepared = [one if isinstance(one, Prepared) else self.prepare(one) for one in images]
-        at_once = max_batch or self._images_at_once()
+        at_once = max_batch or self._at_once or self._fitting_images()
         batches = [prepared[start : start + at_once] for start in range(0, len(prepared), at_once)]
         return [embedding for batch in batches for embedding in self._embed_together(batch)]
 
-    def _images_at_once(self) -> int:
+    def _fitting_images(self) -> int:
         return self._fitting(self._encoder.bytes_per_image(), 1, IMAGES_AT_ONCE)
 
     def _embed_together(self, batch: Sequence[Prepared]) -> list[Embedding]:

@@ -109,13 +109,16 @@ class FastDecoder:
         """
         prompts = self._embed_prompts(*(sent(one, self._positions.device) for one in (coords, labels)))
         queries, tokens = self._exchange(images, counts, prompts, _padding(labels, prompts))
-        used = [0, *range(2, 1 + self._decoder.num_mask_tokens)]  # mask token 0 is for prompts with one answer only
-        outputs = self._look_once_more(queries[:, used], prompts[:, used], tokens)
+        outputs = self._look_once_more(self._used(queries), self._used(prompts), tokens)
         with torch.autocast(outputs.device.type, enabled=False):  # branches differ by less than bfloat16 can tell
             ious: Tensor = self._decoder.iou_prediction_head(outputs[:, 0].float())[:, 1:]
         branches = _first_of_highest(ious)
         kernels = self._kernels(outputs[:, 1:])[torch.arange(len(ious), device=ious.device), branches]
         return Decoded(self._draw(tokens, kernels, rows, columns), branches, ious)
+
+    def _used(self, tokens: Tensor) -> Tensor:
+        """Those of (B, T, C) that answers are read from; mask token 0 is for prompts with one answer only."""
+        return torch.cat([tokens[:, :1], tokens[:, 2 : 1 + self._decoder.num_mask_tokens]], dim=1)
 
     def _embed_prompts(self, coords: Tensor, labels: Tensor) -> Tensor:
         """(B, T, C): the tokens that answers are read from, the points, and the one that ends them.
@@ -225,7 +228,8 @@ class _Layer:
         queries = block.norm1(self._among(queries, prompts, padding))
         queries = block.norm2(queries + self._read(queries + prompts, seen))
         queries = block.norm3(queries + block.mlp(queries))
-        return queries, block.norm4(self._write(queries, queries + prompts, padding, seen).add_(tokens))
+        written = self._write(queries, queries + prompts, padding, seen)
+        return queries, block.norm4(written.add_(tokens) if written.dtype == tokens.dtype else written + tokens)
 
     def _among(self, queries: Tensor, prompts: Tensor, padding: Tensor | None) -> Tensor:
         attention = self._block.self_attn

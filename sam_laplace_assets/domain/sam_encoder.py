@@ -7,7 +7,7 @@ one value, the biases of their projections.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
@@ -16,9 +16,14 @@ from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sam_laplace_assets.domain.transfer import sent
 
 SCORES_AT_ONCE = 512 * 4096
 """Attention scores computed at once on a CPU: 8 MiB of float32. Fewer wait for threads, more leave the cache."""
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All but cuDNN's, which PyTorch asks first on newer GPUs and which may refuse keys that are wider than values."""
 ROWS_AT_ONCE = 1024
 """Tokens that go through an MLP at once on a CPU, for the same reason."""
 
@@ -43,6 +48,7 @@ class FastEncoder:
         self._dtype = dtype
         self._blocks = [_FastBlock.of(block, self._side, dtype) for block in encoder.blocks]
         self._raster = _Tiling.over(self._side, self._side)
+        self._orders: dict[tuple[int, int, int], Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -55,12 +61,26 @@ class FastEncoder:
             (B, C, S / patch, S / patch) float32.
         """
         images = pixels.shape[0]
+        self.prepare(images)
         stream, lying = self._embed_patches(pixels), self._raster
         for block in self._blocks:
-            stream, lying = _reorder(stream, images, lying, block.tiling), block.tiling
+            stream, lying = self._reorder(stream, images, lying, block.tiling), block.tiling
             block.attend(stream, images)
             block.transform(stream)
-        return self._compress(_reorder(stream, images, lying, self._raster), images)
+        return self._compress(self._reorder(stream, images, lying, self._raster), images)
+
+    def prepare(self, images: int) -> None:
+        """Have on the device what batches of so many images need to know, once: a GPU is not to wait for it."""
+        lying = [self._raster, *(block.tiling for block in self._blocks), self._raster]
+        for now, then in pairwise(lying):
+            key = (images, now.window, then.window)
+            if now.window != then.window and key not in self._orders:
+                order = now.places(images).argsort()[then.places(images)]
+                self._orders[key] = sent(order, self._patches.weight.device)
+
+    def _reorder(self, stream: Tensor, images: int, now: "_Tiling", then: "_Tiling") -> Tensor:
+        """(B x tokens, width) that lies in one tiling, in another."""
+        return stream if now.window == then.window else stream[self._orders[images, now.window, then.window]]
 
     def bytes_per_image(self) -> int:
         """What a GPU holds beside the weights for each image of a batch, from above."""
@@ -85,15 +105,16 @@ class FastEncoder:
 
 
 class CompiledEncoder:
-    """A fast encoder that PyTorch compiles at its first call, for one size of batch: another would take minutes again.
+    """A fast encoder that PyTorch compiles at its first whole batch, for that size: another would take minutes again.
 
     Args:
-        encoder: as it is.
-        images: in each call of what is compiled; smaller batches are filled up, larger ones divided.
+        encoder: as it is; batches of half the size or less go through it.
+        images: in each call of what is compiled; larger batches are divided, what is left is filled up.
     """
 
     def __init__(self, encoder: FastEncoder, *, images: int) -> None:
-        self._compiled, self._images = torch.compile(encoder, dynamic=False), images
+        self._encoder, self._images = encoder, images
+        self._compiled = torch.compile(encoder, dynamic=False)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -102,6 +123,9 @@ class CompiledEncoder:
 
     def _filled_up(self, pixels: Tensor) -> Tensor:
         lacking = self._images - len(pixels)
+        if lacking and lacking >= len(pixels):
+            return self._encoder(pixels)
+        self._encoder.prepare(self._images)
         features: Tensor = self._compiled(functional.pad(pixels, (0, 0, 0, 0, 0, 0, 0, lacking)))
         return features[: len(pixels)]
 
@@ -145,14 +169,6 @@ class _Tiling:
         parts = torch.split(self.order, [group.windows * group.rows * group.columns for group in self.groups])
         starts = len(self.order) * torch.arange(images)[:, None]
         return torch.cat([(starts + part).flatten() for part in parts])
-
-
-def _reorder(stream: Tensor, images: int, now: _Tiling, then: _Tiling) -> Tensor:
-    """(B x tokens, width) that lies in one tiling, in another."""
-    if now.window == then.window:
-        return stream
-    order = now.places(images).argsort()[then.places(images)]
-    return stream[order.to(stream.device)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +306,8 @@ def attend_with_wide_keys(
     fill = (0, -(queries.shape[-1] + 2 * window) % 8)
     wide_queries = functional.pad(torch.cat([queries, down, across], -1), fill)
     wide_keys = functional.pad(torch.cat([keys, places], -1), fill)
-    out.copy_(functional.scaled_dot_product_attention(wide_queries, wide_keys, values, scale=1.0))
+    with sdpa_kernel(KERNELS):
+        out.copy_(functional.scaled_dot_product_attention(wide_queries, wide_keys, values, scale=1.0))
 
 
 def _relative_positions(attention: Attention, axis: str, window: int) -> Tensor:

@@ -26,7 +26,7 @@ class Fetched:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = [_on_the_way(tensor) for tensor in tensors]
         devices = {tensor.device for tensor in tensors if tensor.is_cuda}
-        self._there = [torch.cuda.current_stream(device).record_event() for device in devices]
+        self._there = [torch.cuda.current_stream(device).record_event(_whose_waiting_sleeps()) for device in devices]
 
     def wait(self) -> list[Tensor]:
         """The tensors on the CPU, once they are there."""
@@ -40,3 +40,8 @@ def _on_the_way(tensor: Tensor) -> Tensor:
         return tensor
     here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return here.copy_(tensor, non_blocking=True)
+
+
+def _whose_waiting_sleeps() -> torch.cuda.Event:
+    """An event that takes no core while it is waited for."""
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

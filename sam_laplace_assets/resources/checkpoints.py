@@ -26,7 +26,7 @@ class CheckpointRefused(ValueError):
 
 
 def resolve_device(device: str) -> "torch.device":
-    """PyTorch device of a setting: auto is a GPU where there is one.
+    """PyTorch device of a setting: auto is a GPU where there is one, whose float32 is float32 from then on.
 
     Raises:
         ValueError: the GPU asked for is not there, or the word is unknown.
@@ -40,7 +40,10 @@ def resolve_device(device: str) -> "torch.device":
             "device: cuda was asked for, but PyTorch sees no GPU here. Set device to auto or cpu, or check the GPU's "
             "driver and that PyTorch is a CUDA build."
         )
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False  # convolutions would be rounded to ten bits
+    return torch.device("cuda")
 
 
 def build_model(model_type: str) -> "Sam":
@@ -58,7 +61,7 @@ def build_model(model_type: str) -> "Sam":
 
 def load_frozen_sam(
     model_type: str, checkpoint: Path, *, device: "str | torch.device", precision: Precision = "float32",
-    compile: bool = False,
+    compile: bool = False, images_at_once: int | None = None,
 ) -> FrozenSam:  # fmt: skip
     """SAM with the weights of a checkpoint, as float32.
 
@@ -70,6 +73,7 @@ def load_frozen_sam(
         device: where it shall compute: what `resolve_device` takes, or a PyTorch device.
         precision: what it shall compute in, as in `FrozenSam`.
         compile: whether PyTorch compiles the encoder where it is on a GPU; on a CPU nothing is gained.
+        images_at_once: as in `FrozenSam`.
 
     Raises:
         CheckpointRefused: the file is absent, unreadable, more than plain weights, or of another model.
@@ -82,7 +86,8 @@ def load_frozen_sam(
     weights = read_weights(checkpoint)
     _require_fit(weights, model.state_dict(), model_type, checkpoint)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
-    return FrozenSam(model.to(target), precision=precision, compile=compile and target.type == "cuda")
+    compile = compile and target.type == "cuda"
+    return FrozenSam(model.to(target), precision=precision, compile=compile, images_at_once=images_at_once)
 
 
 def read_weights(checkpoint: Path) -> "dict[str, torch.Tensor]":

@@ -56,9 +56,10 @@ class SamModel:
         Raises:
             dagster.Failure: there is no such device, or the checkpoint is refused; no sample's fault, so the run ends.
         """
+        settings = self.settings
         try:
-            return _loaded(self.settings.model_type, self.checkpoint, self.identity["checkpoint_sha256"],
-                           self.settings.device, self.settings.precision, self.settings.compile)  # fmt: skip
+            return _loaded(settings.model_type, self.checkpoint, self.identity["checkpoint_sha256"], settings.device,
+                           settings.precision, settings.compile, settings.images_per_batch)  # fmt: skip
         except ValueError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
 
@@ -93,12 +94,14 @@ class SamResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 @lru_cache(maxsize=1)
 def _loaded(
-    model_type: str, checkpoint: Path, sha256: str, device: str, precision: "Precision", compile: bool
-) -> "FrozenSam":
+    model_type: str, checkpoint: Path, sha256: str, device: str, precision: "Precision", compile: bool,
+    images_at_once: int | None,
+) -> "FrozenSam":  # fmt: skip
     """The model in a checkpoint that holds what this digest says."""
     from sam_laplace_assets.resources.checkpoints import load_frozen_sam
 
-    return load_frozen_sam(model_type, checkpoint, device=device, precision=precision, compile=compile)
+    return load_frozen_sam(model_type, checkpoint, device=device, precision=precision, compile=compile,
+                           images_at_once=images_at_once)  # fmt: skip
 
 
 def model_here(settings: SamSettings) -> SamModel:

@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = _measure(name, asked.rounds)
         for row in rows:
             print(f"  {line(row)}", flush=True)
-        keep(name, rows)
+        if rows:
+            keep(name, rows)
+        else:
+            print("  nothing that this machine could measure; its rows stay as they are", flush=True)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

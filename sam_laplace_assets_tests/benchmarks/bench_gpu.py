@@ -22,8 +22,9 @@ WRITTEN = 0.85
 IMAGES = 128
 PLAIN_IMAGES = 8
 """Of the plain route, which takes many times as long for each."""
-PROCESSES = 4
-"""That share the GPU: one of them prepares and writes about a hundred photos a second at most."""
+PROCESSES, COPIES = 4, 16
+"""That share the GPU, since one of them prepares and writes about a hundred photos a second at most; and how often they
+get each image, so that there is work enough for all."""
 
 
 def throughput(rounds: int) -> list[Row]:
@@ -47,23 +48,30 @@ def of_model(
         alone = calls(stage, model)
         first = seconds(alone)
         rates = [images / seconds(alone) for _ in range(rounds)]
-        busy = {"gpu_computes": share_of_gpu(lambda: stage.run(model)), "first_s": round(first, 1), **_memory()}
-        rows = [_rate(f"{name} on a GPU", f"encoder and decoder, {what}", rates, target, {"first_s": round(first, 1)})]
-        against: dict[str, Any] = {
-            "against": "encoder and decoder alone",
-            "better": "higher",
-            "rounds": rounds,
-            "warmup": 0,
-        }
-        written = paired(f"{name} on a GPU, files written", lambda: stage.run(model), alone,
-                         what=f"sam_cache, {what}, images decoded and files written", target=WRITTEN, notes=busy,
-                         **against)  # fmt: skip
+        notes = {"gpu_computes": share_of_gpu(lambda: stage.run(model)), **_memory()}
+        written = paired(
+            f"{name} on a GPU, files written", lambda: stage.run(model), alone,
+            what=f"sam_cache, {what}, images decoded and files written", against="encoder and decoder alone",
+            target=WRITTEN, better="higher", rounds=rounds, warmup=0, notes=notes,
+        )  # fmt: skip
+    shared = _shared(images, processes, rounds, settings)
+    how = f"{processes} processes that share the GPU (`compute: {{scheduler: local, workers: {processes}}}`)"
+    return [
+        _rate(f"{name} on a GPU", f"encoder and decoder, {what}", rates, target, {"first_s": round(first, 1)}),
+        written,
+        _rate(f"{name} on a GPU, {processes} processes", f"sam_cache by {how}, {what}, each {COPIES} times", shared,
+              None if target is None else WRITTEN * target, {}),
+    ]  # fmt: skip
+
+
+def _shared(images: int, processes: int, rounds: int, settings: dict[str, Any]) -> list[float]:
+    """Images a second of the stage, files written, by Dask's workers on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = photos(Path(folder), count=images, copies=COPIES, **settings)
+        model = stage.model()
         with workers(processes) as compute:
             by_workers(stage, model, compute)  # loads their SAMs
-            how = f"{processes} processes that share the GPU (`compute: {{scheduler: local, workers: {processes}}}`)"
-            shared = paired(f"{name} on a GPU, {processes} processes", lambda: by_workers(stage, model, compute), alone,
-                            what=f"sam_cache by {how}, {what}", target=WRITTEN, **against)  # fmt: skip
-        return [*rows, written, shared]
+            return [images * COPIES / seconds(lambda: by_workers(stage, model, compute)) for _ in range(rounds)]
 
 
 def calls(stage: Stage, model: "SamModel") -> Callable[[], None]:

@@ -48,6 +48,12 @@ class Stage:
         """Put a sample into the split's folder."""
         self._write(self.folder / "splits" / SPLIT, name, image, mask)
 
+    def repeat(self, name: str, times: int) -> None:
+        """Have a sample under so many more names."""
+        for path in (self.folder / "splits" / SPLIT).glob(f"*/{name}.*"):
+            for number in range(times):
+                path.with_stem(f"{path.stem}-{number:02d}").hardlink_to(path)
+
     def _write(self, root: Path, name: str, image: np.ndarray, mask: np.ndarray) -> None:
         from PIL import Image
 
@@ -144,8 +150,10 @@ class Stage:
         return lambda: plain_precompute(sam, files, self._empty(), sigma=SIGMA)
 
 
-def photos(folder: Path, *, count: int, model_type: str = "vit_b", sets: int = SETS, **sam: Any) -> Stage:
-    """Photo-size images and a SAM whose weights are drawn from a seed."""
+def photos(
+    folder: Path, *, count: int, model_type: str = "vit_b", sets: int = SETS, copies: int = 1, **sam: Any
+) -> Stage:
+    """Photo-size images, each under as many names as there are copies, and a SAM with weights drawn from a seed."""
     import torch
 
     from sam_laplace_assets.resources.checkpoints import build_model
@@ -155,6 +163,7 @@ def photos(folder: Path, *, count: int, model_type: str = "vit_b", sets: int = S
     stage = Stage(folder, {"model_type": model_type, "checkpoint": "sam.pth", "device": "cpu", **sam}, sets)
     for number in range(count):
         stage.add(f"photos/{number:04d}", *_photo(number))
+        stage.repeat(f"photos/{number:04d}", copies - 1)
     stage.prepare()
     return stage
 

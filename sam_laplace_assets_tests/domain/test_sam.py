@@ -299,6 +299,26 @@ def test_a_gpu_keeps_the_toys_masks_in_bf16():
         assert np.mean([iou(*(one.logits_256 > 0 for one in pair)) for pair in pairs]) > 0.95
 
 
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_gpu_is_asked_without_waiting_for_it(precision):
+    frozen, sizes = FrozenSam(load_toy_sam().cuda(), precision=precision), [(480, 640), (61, 200), (300, 300)]
+    prepared = [frozen.prepare(picture(size)) for size in sizes]
+
+    def ask():
+        asked = zip(frozen.embed_batch(prepared, max_batch=3), map(clicks, sizes), strict=True)
+        return frozen.ask_many(list(asked), max_batch=10)
+
+    ask().wait()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        under_way = ask()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [len(answers) for answers in under_way.wait()] == [len(clicks(size)) for size in sizes]
+
+
 def test_importing_the_domain_loads_no_heavy_library():
     code = (
         "import sys, json; import sam_laplace_assets.domain.sam, sam_laplace_assets.domain.manifest;"

@@ -1,5 +1,6 @@
 """Stopped and resumed training equals uninterrupted training, bit by bit; endings and failures say why."""
 
+import copy
 import json
 from dataclasses import fields, replace
 
@@ -78,6 +79,13 @@ def test_resuming_survives_a_file_and_a_json_record(uninterrupted, tmp_path):
     restored = TrainingState(**record, **torch.load(tmp_path / "state.pt", weights_only=True))
     assert_same_state(restored, state)
     assert_same_state(epochs(state=restored)[-1], uninterrupted[-1])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_state_that_another_device_saved_is_computed_as_this_one_does(uninterrupted, fused):
+    state = copy.deepcopy(uninterrupted[1])
+    state.optimizer["param_groups"][0]["fused"] = fused  # True on a GPU
+    assert_same_state(epochs(state=state)[-1], uninterrupted[-1])
 
 
 def test_a_yielded_state_is_not_touched_by_the_epochs_after_it(uninterrupted):

@@ -404,6 +404,7 @@ NOTHING = {
     "prompt_generation.click_jitter": 0.1,
     "sam.device": "auto",
     "sam.cache_embeddings": "float32",
+    "sam.compile": True,
     "sam.images_per_batch": 3,
     "sam.prompt_sets_per_batch": 3,
     "sam.io_threads": 3,
