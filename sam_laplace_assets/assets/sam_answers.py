@@ -172,7 +172,7 @@ class SamWork:
             yield from one_by_one(self.make, tasks)
             return
         size, threads = self.model.images_per_batch, self.model.io_threads  # loads the model, before any thread may
-        reading = ahead(self._try_read, tasks, depth=size + threads, threads=threads)
+        reading = ahead(self._try_read, tasks, depth=size + threads, threads=threads, begin=_alone)
         with _cores_left_to(threads, small=self.model.frozen.image_size <= SMALL):
             yield from self._answer(iter(lambda: list(islice(reading, size)), []))
 
@@ -250,6 +250,15 @@ class SamWork:
         if self.cache is None or self.cache.dtype == "float32":
             return embedding
         return replace(embedding, features=embedding.features.half().float())
+
+
+def _alone() -> None:
+    """Have this thread compute without helpers; theirs and SAM's would be more than there are cores, and go to sleep at
+    the end of each product instead of waiting a moment for the next one.
+    """
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @contextmanager
