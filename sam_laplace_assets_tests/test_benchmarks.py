@@ -72,6 +72,14 @@ def test_a_benchmark_that_is_measured_again_takes_the_place_of_its_rows(tmp_path
     assert files["readme"].read_text() == f"before\n\n{bench.BEGIN}\n{table}{bench.END}\n\nafter\n"
 
 
+def test_rows_of_another_machine_say_so():
+    rows = [{**Row(name, name, "-", 1.0, None, None, None, "lower").as_json(), "measured_on": machine}
+            for name, machine in (("a", "new"), ("b", "old"), ("c", "older"))]  # fmt: skip
+    table = bench.markdown(rows, {"machine": "new", "versions": {"torch": "2"}, "measured": "today"})
+    assert [line.split("|")[3].strip() for line in table.splitlines()[2:5]] == ["1", "1 (1)", "1 (2)"]
+    assert "Measured on new; (1) on old; (2) on older; torch 2; today." in table
+
+
 def test_the_readme_shows_the_table_that_was_measured():
     measured = json.loads(bench.RESULTS.read_text())
     table = bench.markdown(measured["rows"], measured)

@@ -94,11 +94,16 @@ def _processor() -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]], measured: dict[str, Any]) -> str:
-    """The rows as a table, with the machine under it."""
+    """The rows as a table, with the machine under it, and others that some rows were measured on."""
     head = ["| what | against | ratio, median [interval] | to reach | reached |", "|---|---|---|---|---|"]
-    body = [f"| {row['what']} | {row['against']} | {figure(row)} | {target(row)} | {verdict(row)} |" for row in rows]
+    here = measured["machine"]
+    others = sorted({row["measured_on"] for row in rows if row["measured_on"] != here})
+    marks = {machine: f" ({number})" for number, machine in enumerate(others, 1)} | {here: ""}
+    body = [f"| {row['what']} | {row['against']} | {figure(row)}{marks[row['measured_on']]} | {target(row)} "
+            f"| {verdict(row)} |" for row in rows]  # fmt: skip
+    machines = "; ".join([here, *(f"({number}) on {machine}" for number, machine in enumerate(others, 1))])
     versions = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
-    return "\n".join([*head, *body, "", f"Measured on {measured['machine']}; {versions}; {measured['measured']}.", ""])
+    return "\n".join([*head, *body, "", f"Measured on {machines}; {versions}; {measured['measured']}.", ""])
 
 
 def line(row: dict[str, Any]) -> str:
