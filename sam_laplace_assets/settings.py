@@ -116,7 +116,7 @@ class SamSettings(Section):
         description="of SAM; bf16 is faster, and its logits are a little different",
     )
     compile: bool = Field(
-        False, description="have PyTorch compile the encoder on a GPU: minutes in each process, then less an image"
+        False, description="have PyTorch compile the encoder on a GPU: minutes in each process, then less time an image"
     )
     cache_embeddings: Literal["float16", "float32"] | None = Field(
         None, description="keep what the encoder made of each image, so that other prompts cost the decoder alone"

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -171,9 +171,10 @@ class SamWork:
         if not any(names_of(parts, LOGITS) for _, parts in tasks):
             yield from one_by_one(self.make, tasks)
             return
-        size, threads = self.model.images_per_batch, self.model.io_threads  # loads the model, before any thread may
-        reading = ahead(self._try_read, tasks, depth=size + threads, threads=threads, begin=_alone)
-        with _cores_left_to(threads, small=self.model.frozen.image_size <= SMALL):
+        small = self.model.frozen.image_size <= SMALL  # loads the model, before any thread may
+        size, threads = self.model.images_per_batch, self.model.io_threads
+        reading = ahead(self._try_read, tasks, depth=size + threads, threads=threads, begin=_without_helpers)
+        with _cores_left_to(threads, small=small), closing(reading):
             yield from self._answer(iter(lambda: list(islice(reading, size)), []))
 
     def _answer(self, batches: Iterable[Sequence[Ready]]) -> Iterator[Made]:
@@ -193,7 +194,7 @@ class SamWork:
         for last in under_way:
             yield from self._finish(last)
 
-    def _finish(self, under_way: "UnderWay") -> Iterator[Made]:
+    def _finish(self, under_way: UnderWay) -> Iterator[Made]:
         try:
             made = under_way.finish()
         except INPUT_ERRORS:
@@ -217,17 +218,18 @@ class SamWork:
         item, parts = task
         source: SamSource = item.source
         sets = {f"{one.promptset_id:04d}": one for one in source.prompts.read(item.key)}
-        if not names_of(parts, LOGITS):
-            return Ready(task, sets, {name: _maps(sets[name], source) for name in names_of(parts, MAPS)})
-        maps = {} if self._on_gpu else {name: _maps(sets[name], source) for name in names_of(parts, MAPS)}
-        ready = Ready(task, sets, maps)
+        asked = names_of(parts, LOGITS)
+        drawn = [] if asked and self._on_gpu else names_of(parts, MAPS)
+        ready = Ready(task, sets, {name: _maps(sets[name], source) for name in drawn})
+        if not asked:
+            return ready
         stored = None if self.cache is None else self.cache.read(item.key, source.embedding)
         frozen = self.model.frozen
         if stored is not None:
             return replace(ready, embedding=frozen.embedding(torch.from_numpy(stored), source.sample.size))
         return replace(ready, image=frozen.prepare(source.sample.image()))
 
-    def _begin(self, batch: Sequence[Ready]) -> "UnderWay":
+    def _begin(self, batch: Sequence[Ready]) -> UnderWay:
         """Ask SAM about tasks."""
         from sam_laplace_assets.domain.transfer import Fetched
 
@@ -252,9 +254,11 @@ class SamWork:
         return replace(embedding, features=embedding.features.half().float())
 
 
-def _alone() -> None:
-    """Have this thread compute without helpers; theirs and SAM's would be more than there are cores, and go to sleep at
-    the end of each product instead of waiting a moment for the next one.
+def _without_helpers() -> None:
+    """Have PyTorch compute on this thread alone, and on each that is yet to come.
+
+    With helpers of its own there would be more of them than cores, and OpenMP would have SAM's go to sleep after each
+    product instead of waiting a moment for the next one.
     """
     import torch
 
@@ -263,7 +267,11 @@ def _alone() -> None:
 
 @contextmanager
 def _cores_left_to(threads: int, *, small: bool) -> Iterator[None]:
-    """Leave cores to threads that read and write, where a SAM is so small that they work as much as it does."""
+    """Leave cores to threads that read and write, where a SAM is so small that they work as much as it does.
+
+    In the end the number of PyTorch's threads is what it was, for this thread and for those that are yet to come, which
+    `_without_helpers` had changed.
+    """
     import torch
 
     before = torch.get_num_threads()

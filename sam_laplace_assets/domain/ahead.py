@@ -1,7 +1,7 @@
 """Work that threads do before it is asked for, a bounded number of pieces ahead."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -17,7 +17,7 @@ def ahead(
     depth: int,
     threads: int = 1,
     begin: Callable[[], None] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`map(function, given)` whose next results are made by threads while the caller works on this one.
 
     Args:

@@ -1,7 +1,7 @@
 """Frozen SAM: one pass of the encoder an image, then what it answers to prompt sets at 256x256."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -106,7 +106,8 @@ class FrozenSam:
         model: is put into evaluation mode and frozen, where it is.
         precision: `float32` or `bf16`.
         compile: whether PyTorch compiles the encoder, which takes minutes, once a process.
-        images_at_once: in one call of the encoder; chosen if None.
+        images_at_once: images in one call of the encoder at most; by itself one on a CPU, where more gain nothing, and
+            on a GPU as many as take half of its free memory, up to 16.
     """
 
     def __init__(
@@ -126,8 +127,11 @@ class FrozenSam:
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self._encoder = FastEncoder(model.image_encoder, dtype=dtype)
-        self._at_once = images_at_once or (self._fitting_images() if compile else None)
-        self._encode = CompiledEncoder(self._encoder, images=self._at_once or 1) if compile else self._encoder
+        self._encode: Callable[[torch.Tensor], torch.Tensor] = self._encoder
+        if compile:
+            images_at_once = images_at_once or self._fitting_images()
+            self._encode = CompiledEncoder(self._encoder, images=images_at_once)
+        self._at_once = images_at_once
         self._decoder = FastDecoder(model)
 
     @property
@@ -154,9 +158,9 @@ class FrozenSam:
         """
         import torch
 
-        self._require_image(image)
         from sam_laplace_assets.domain.transfer import pinned
 
+        self._require_image(image)
         resized = torch.as_tensor(self._transform.apply_image(image)).permute(2, 0, 1).contiguous()
         return Prepared(pinned(resized, self.device), (image.shape[0], image.shape[1]))
 
@@ -178,18 +182,14 @@ class FrozenSam:
         (embedding,) = self.embed_batch([image])
         return embedding
 
-    def embed_batch(
-        self, images: Sequence[NDArray[np.uint8] | Prepared], *, max_batch: int | None = None
-    ) -> list[Embedding]:
+    def embed_batch(self, images: Sequence[NDArray[np.uint8] | Prepared]) -> list[Embedding]:
         """Embeddings of images of any sizes, in their order.
 
         Args:
             images: each as `embed` takes it.
-            max_batch: images in one call of the encoder at most; as the model was told, else one on a CPU, where more
-                gain nothing, and on a GPU as many as take half of its free memory, up to 16.
         """
         prepared = [one if isinstance(one, Prepared) else self.prepare(one) for one in images]
-        at_once = max_batch or self._at_once or self._fitting_images()
+        at_once = self._at_once or self._fitting_images()
         batches = [prepared[start : start + at_once] for start in range(0, len(prepared), at_once)]
         return [embedding for batch in batches for embedding in self._embed_together(batch)]
 
@@ -223,33 +223,20 @@ class FrozenSam:
         free = torch.cuda.mem_get_info(self.device)[0] + unused
         return max(1, min(most, int(FREE_SHARE * free) // bytes_each))
 
-    def answer(
-        self, embedding: Embedding, prompt_sets: Sequence[PromptSet], *, max_batch: int | None = None
-    ) -> list[SamAnswer]:
+    def answer(self, embedding: Embedding, prompt_sets: Sequence[PromptSet]) -> list[SamAnswer]:
         """What SAM says to each prompt set, in their order.
 
         Args:
             embedding: of the image that the points lie on.
             prompt_sets: any number; only their points count.
-            max_batch: as in `answer_many`.
         """
-        (answers,) = self.answer_many([(embedding, prompt_sets)], max_batch=max_batch)
+        (answers,) = self.ask_many([(embedding, prompt_sets)]).wait()
         return answers
-
-    def answer_many(
-        self, asked: Sequence[tuple[Embedding, Sequence[PromptSet]]], *, max_batch: int | None = None
-    ) -> list[list[SamAnswer]]:
-        """What SAM says to each prompt set of several images, in their order.
-
-        Args:
-            asked, max_batch: as in `ask_many`.
-        """
-        return self.ask_many(asked, max_batch=max_batch).wait()
 
     def ask_many(
         self, asked: Sequence[tuple[Embedding, Sequence[PromptSet]]], *, max_batch: int | None = None
     ) -> "Asked":
-        """The same answers, which a GPU computes while the caller goes on.
+        """What SAM says to prompt sets on several images; a GPU computes it while the caller goes on.
 
         Args:
             asked: embeddings of images with the prompt sets on each.

@@ -61,7 +61,7 @@ class FastEncoder:
             (B, C, S / patch, S / patch) float32.
         """
         images = pixels.shape[0]
-        self.prepare(images)
+        self.remember_orders(images)
         stream, lying = self._embed_patches(pixels), self._raster
         for block in self._blocks:
             stream, lying = self._reorder(stream, images, lying, block.tiling), block.tiling
@@ -69,7 +69,7 @@ class FastEncoder:
             block.transform(stream)
         return self._compress(self._reorder(stream, images, lying, self._raster), images)
 
-    def prepare(self, images: int) -> None:
+    def remember_orders(self, images: int) -> None:
         """Have on the device what batches of so many images need to know, once: a GPU is not to wait for it."""
         lying = [self._raster, *(block.tiling for block in self._blocks), self._raster]
         for now, then in pairwise(lying):
@@ -105,11 +105,11 @@ class FastEncoder:
 
 
 class CompiledEncoder:
-    """A fast encoder that PyTorch compiles at its first whole batch, for that size: another would take minutes again.
+    """A fast encoder that PyTorch compiles when the first batch comes, for one size: another would take minutes again.
 
     Args:
         encoder: as it is; batches of half the size or less go through it.
-        images: in each call of what is compiled; larger batches are divided, what is left is filled up.
+        images: of a whole batch; one that lacks some is filled up.
     """
 
     def __init__(self, encoder: FastEncoder, *, images: int) -> None:
@@ -118,14 +118,11 @@ class CompiledEncoder:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Features of images, as `FastEncoder` gives them."""
-        return torch.cat([self._filled_up(part) for part in torch.split(pixels, self._images)])
-
-    def _filled_up(self, pixels: Tensor) -> Tensor:
+        """Features of images, no more than a whole batch, as `FastEncoder` gives them."""
         lacking = self._images - len(pixels)
-        if lacking and lacking >= len(pixels):
+        if len(pixels) <= lacking:
             return self._encoder(pixels)
-        self._encoder.prepare(self._images)
+        self._encoder.remember_orders(self._images)
         features: Tensor = self._compiled(functional.pad(pixels, (0, 0, 0, 0, 0, 0, 0, lacking)))
         return features[: len(pixels)]
 

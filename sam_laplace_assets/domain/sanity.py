@@ -58,7 +58,7 @@ def overfits_tiny_batch(
         raise ValueError("Cannot check that the head learns: the pack has no rows.")
     head = build_head(channels_in=channels_in, hidden_channels=hidden_channels, seed=seed).to(device)
     learner = Learner(head, lr=lr, weight_decay=0.0, dice_lambda=dice_lambda, amp=False, logit_clip=logit_clip)
-    batch = _spread(rows, num_rows=num_rows)
+    batch = _spread(rows, num_rows=num_rows).to(learner.device)
     first_loss = learner.validate(iter([batch]))["val_loss"]
     for _ in range(steps):
         learner.step(batch)

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from sam_laplace_assets.domain.plan import digest
 TEMPORARY = ".tmp-"
 SECONDS_A_WRITE_MAY_TAKE = 24 * 3600.0
 SYNCS_AT_ONCE = 8
+"""Of a process."""
 OPENINGS = 5
 """Of a file that goes stale each time before it is read."""
 CHECK = "check"
@@ -250,8 +251,10 @@ def sync(path: Path) -> None:
 
 def sync_all(paths: Collection[Path]) -> None:
     """Have many files on the disk, several asked for at once: a journal commits them together, six times as fast."""
-    for _ in _syncing().map(sync, paths):
-        pass
+    syncs = [_syncing().submit(sync, path) for path in paths]
+    wait(syncs)
+    for one in syncs:
+        one.result()
 
 
 @cache
@@ -269,8 +272,10 @@ def _beside(path: Path) -> Path:
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """An array as the bytes of a .npy file."""
+    """An array as the bytes of a .npy file. Raises `ValueError` for Python objects, which nobody should read."""
     array = np.ascontiguousarray(array)
+    if array.dtype.hasobject:
+        raise ValueError("An array of Python objects is not written: give one of numbers.")
     return b"".join((_npy_header(array.shape, array.dtype), array.data))
 
 

@@ -23,8 +23,8 @@ IMAGES = 128
 PLAIN_IMAGES = 8
 """Of the plain route, which takes many times as long for each."""
 PROCESSES, COPIES = 4, 16
-"""That share the GPU, since one of them prepares and writes about a hundred photos a second at most; and how often they
-get each image, so that there is work enough for all."""
+"""That share the GPU, as Python's lock may hold one of them up; and how often they get each image, for there to be work
+enough."""
 
 
 def throughput(rounds: int) -> list[Row]:
@@ -137,7 +137,8 @@ def epoch_on(device: str, rounds: int, *, rows: int = 1600) -> Row:
 
     def epoch(read: Iterable[Any]) -> None:
         learner.epoch(iter(read), report=lambda count: None)
-        torch.cuda.synchronize() if device == "cuda" else None
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return paired(
         f"head training, {device}", lambda: epoch(batches(data, batch_size=BATCH_SIZE, device=device)),

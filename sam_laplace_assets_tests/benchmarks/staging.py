@@ -143,7 +143,6 @@ class Stage:
         """The plain route on the same images, read from their files, too."""
         from sam_laplace_assets_tests.benchmarks.reference_sam import load_plain, plain_precompute
 
-        assert model.frozen is not None
         sam = load_plain(model.settings.model_type, model.checkpoint).to(model.frozen.device)
         manifest, prompts = self.views()
         files = [(Path(sample.images_root) / sample.row["image_path"], prompts.read(sample.key)) for sample in manifest]

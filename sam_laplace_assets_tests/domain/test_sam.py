@@ -88,11 +88,12 @@ def test_the_embedding_is_the_predictors_but_for_rounding(any_model, size):
     assert embedding.input_size == predictor.input_size
 
 
-def test_images_are_embedded_together_as_each_alone(frozen):
+def test_images_are_embedded_together_as_each_alone(frozen, model):
     images = [picture(size, seed) for seed, size in enumerate(SIZES)]
     alone = [frozen.embed(image) for image in images]
-    for max_batch in (None, 1, 4, 100):
-        for one, other in zip(frozen.embed_batch(images, max_batch=max_batch), alone, strict=True):
+    for at_once in (None, 1, 4, 100):
+        together = FrozenSam(model, images_at_once=at_once).embed_batch(images)
+        for one, other in zip(together, alone, strict=True):
             torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=0)
             assert (one.original_size, one.input_size) == (other.original_size, other.input_size)
     assert frozen.embed_batch([]) == []
@@ -120,7 +121,7 @@ def test_answers_do_not_depend_on_what_is_asked_together(any_model):
     asked = [(frozen.embed(picture(size)), [] if size == (64, 64) else clicks(size)) for size in sizes]
     alone = [frozen.answer(*one) for one in asked]
     for max_batch in (None, 1, 5, 1000):
-        together = frozen.answer_many(asked, max_batch=max_batch)
+        together = frozen.ask_many(asked, max_batch=max_batch).wait()
         assert [len(answers) for answers in together] == [len(answers) for answers in alone]
         for one, other in zip(chain(*together), chain(*alone), strict=True):
             assert one.branch == other.branch
@@ -128,13 +129,11 @@ def test_answers_do_not_depend_on_what_is_asked_together(any_model):
             np.testing.assert_allclose(one.logits_256, other.logits_256, atol=0.02)
 
 
-def test_answers_may_be_waited_for_after_more_was_asked(frozen):
+def test_answers_may_be_waited_for_in_any_order(frozen):
     asked = [(frozen.embed(picture((480, 640))), clicks((480, 640))), (frozen.embed(picture((61, 200))), [])]
     first, second = frozen.ask_many(asked), frozen.ask_many(asked[::-1])
-    for found, expected in (
-        (second.wait(), frozen.answer_many(asked)[::-1]),
-        (first.wait(), frozen.answer_many(asked)),
-    ):
+    expected = [frozen.answer(*one) for one in asked]
+    for found in (second.wait()[::-1], first.wait()):
         assert [len(answers) for answers in found] == [len(answers) for answers in expected]
         for one, other in zip(chain(*found), chain(*expected), strict=True):
             np.testing.assert_array_equal(one.logits_256, other.logits_256)
@@ -150,7 +149,7 @@ def test_an_image_costs_one_encoder_pass_and_its_side_of_the_decoder_once(any_mo
         monkeypatch.setattr(owner, name, recorded(calls, f"{owner.__name__}.{name}", getattr(owner, name)))
     frozen = FrozenSam(any_model)
     asked = [(embedding, prompts((64, 64), [1, 2, 1])) for embedding in frozen.embed_batch([picture((64, 64))] * 2)]
-    frozen.answer_many(asked, max_batch=2)
+    frozen.ask_many(asked, max_batch=2).wait()
     assert calls.count("FastEncoder.__call__") == 2
     assert calls.count("FastDecoder.image_side") == 2
     assert calls.count("FastDecoder.__call__") == 3
@@ -172,7 +171,7 @@ def test_the_positional_encoding_is_computed_once(model, frozen, monkeypatch):
 def test_a_set_is_answered_the_same_alone_and_among_others(frozen):
     embedding, prompt_sets = frozen.embed(picture((90, 120))), prompts((90, 120), [3] * 7 + [1, 2])
     together = frozen.answer(embedding, prompt_sets)
-    in_twos = frozen.answer(embedding, prompt_sets, max_batch=2)
+    (in_twos,) = frozen.ask_many([(embedding, prompt_sets)], max_batch=2).wait()
     for one, other, prompt_set in zip(together, in_twos, prompt_sets, strict=True):
         (alone,) = frozen.answer(embedding, [prompt_set])
         assert one.branch == other.branch == alone.branch
@@ -303,11 +302,12 @@ def test_a_gpu_keeps_the_toys_masks_in_bf16():
 @needs_gpu
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_gpu_is_asked_without_waiting_for_it(precision):
-    frozen, sizes = FrozenSam(load_toy_sam().cuda(), precision=precision), [(480, 640), (61, 200), (300, 300)]
+    frozen = FrozenSam(load_toy_sam().cuda(), precision=precision, images_at_once=3)
+    sizes = [(480, 640), (61, 200), (300, 300)]
     prepared = [frozen.prepare(picture(size)) for size in sizes]
 
     def ask():
-        asked = zip(frozen.embed_batch(prepared, max_batch=3), map(clicks, sizes), strict=True)
+        asked = zip(frozen.embed_batch(prepared), map(clicks, sizes), strict=True)
         return frozen.ask_many(list(asked), max_batch=10)
 
     ask().wait()

@@ -60,7 +60,7 @@ def test_it_is_compiled_in_one_piece_for_batches_of_one_size(monkeypatch):
     monkeypatch.setattr(sam_encoder, "attend_in_pieces", attend_with_wide_keys)
     encoder = FastEncoder(image_encoder(img_size=160))
     compiled_encoder = CompiledEncoder(encoder, images=3)
-    for images in (3, 1, 2, 5, 7):
+    for images in (3, 1, 2):
         batch = pixels(images, 160)
         torch.testing.assert_close(compiled_encoder(batch), encoder(batch), atol=1e-5, rtol=0)
     assert len(compiled) == 1

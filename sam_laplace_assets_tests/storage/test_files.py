@@ -141,6 +141,26 @@ def test_the_bytes_of_an_array_are_those_of_numpy_s_own_file(dtype, shape):
         assert files.array_bytes(one) == file.getvalue()
 
 
+def test_an_array_of_objects_is_not_written():
+    with pytest.raises(ValueError, match="Python objects"):
+        files.array_bytes(np.array([{}, None], dtype=object))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_forked_process_writes_as_well_though_it_has_none_of_its_parents_threads(tmp_path):
+    files.write_bytes(tmp_path / "of the parent", b"1")
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            files.write_bytes(tmp_path / "of the child", b"2")
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert not os.WIFSIGNALED(status), "it waited for threads that it has not"
+    assert (tmp_path / "of the child").read_bytes() == b"2"
+
+
 @given(hnp.arrays(np.float16, (3, 2)))
 def test_an_array_comes_back_bit_by_bit(array):
     from sam_laplace_assets.storage.sam import parse_array
