@@ -25,11 +25,13 @@ LIBRARIES = ("torch", "segment-anything", "laplace-torch", "numpy", "h5py", "dag
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the rows that are asked for, each in a process of its own, and write both files."""
+    """Measure the rows that are asked for, each in a process of its own, and write all pages that show them."""
     asked = _parse(arguments)
     if asked.in_process:
         print(json.dumps([row.as_json() for row in BENCHMARKS[asked.names[0]](asked.rounds)]))
         return
+    from sam_laplace_assets_tests.benchmarks import scale  # which reads what is kept here
+
     for name in asked.names or BENCHMARKS:
         print(f"{name} ...", flush=True)
         rows = _measure(name, asked.rounds)
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  {line(row)}", flush=True)
         if rows:
             keep(name, rows)
+            scale.main()
         else:
             print("  nothing that this machine could measure; its rows stay as they are", flush=True)
 
