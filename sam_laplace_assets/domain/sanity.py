@@ -78,6 +78,6 @@ def _spread(rows: Rows, *, num_rows: int) -> Batch:
 
 def _constant_loss(batch: Batch, *, dice_lambda: float) -> float:
     """Mean loss of the best single logit, over a grid of them; a row with no contrast costs what training charges."""
-    grid = torch.linspace(-8, 8, 65)
+    grid = torch.linspace(-8, 8, 65, device=batch.masks.device)
     losses = [row_losses(z.expand(batch.masks.shape), batch.masks, dice_lambda=dice_lambda).mean() for z in grid]
     return float(torch.stack(losses).min())

@@ -276,11 +276,11 @@ def array_bytes(array: np.ndarray) -> bytes:
     array = np.ascontiguousarray(array)
     if array.dtype.hasobject:
         raise ValueError("An array of Python objects is not written: give one of numbers.")
-    return b"".join((_npy_header(array.shape, array.dtype), array.data))
+    return b"".join((npy_header(array.shape, array.dtype), array.data))
 
 
 @lru_cache(maxsize=64)
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """What the .npy file of an array in rows begins with."""
     buffer, told = io.BytesIO(), {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, told)

@@ -30,7 +30,7 @@ from sam_laplace_assets.storage.store import FileStore, listing
 VERSION = 1
 ARRAYS = {"logits": ("logits_256",), "maps": ("pos_map", "neg_map")}
 NAMES = {"meta.json", *(f"{array}.npy" for part in ARRAYS.values() for array in part)}
-HEADER = files.array_bytes(np.zeros((LOW_RES, LOW_RES), dtype=np.float16))[: -2 * LOW_RES**2]
+HEADER = files.npy_header((LOW_RES, LOW_RES), np.dtype(np.float16))
 """What a .npy file of the cache begins with."""
 Provenance = Mapping[str, Any]
 
