@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.scheduler.instigation import TickStatus
 
 from sam_laplace_assets.jobs import OF_A_SPLIT, OF_THE_CHAMPION, STARTED_BY
 from sam_laplace_assets.settings import SETTINGS_VARIABLE
@@ -74,9 +75,11 @@ class Daemon:
         return [tick.skip_reason for tick in self.ticks(began)]
 
     def ticks(self, since):
+        """The sensor's ticks that began since, without one that has not ended and so has no reason yet."""
         with self.project.instance() as instance:
             (state,) = [one for one in instance.all_instigator_state() if one.instigator_name == SENSOR]
-            return instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since)
+            ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since)
+        return [tick for tick in ticks if tick.status is not TickStatus.STARTED]
 
     def wait(self, condition):
         deadline = time.monotonic() + PATIENCE
