@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from sam_laplace_assets.assets.graph import BY_NAME
-from sam_laplace_assets.domain.plan import Course, Plan, Record, digest, lacks, missing
+from sam_laplace_assets.domain.plan import Course, Plan, Record, digest, digest_of_all, lacks, missing
 from sam_laplace_assets.io_managers import IO_MANAGERS, LEFT_OUT, OVERRIDES, StoreIOManager, asset_name, left_out
 from sam_laplace_assets.resources.sam import SamResource
 from sam_laplace_assets.settings import Settings
@@ -164,7 +164,7 @@ def _lacks(stale: int, lost: int, unit: str) -> str:
 
 
 def _wants(plan: Plan | Course) -> str:
-    items = [[item.key, dict(item.parts)] for item in plan.items]
+    items = digest_of_all([item.key, dict(item.parts)] for item in plan.items)
     return digest([items, sorted(getattr(plan, "failed", ())), plan.complete])
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,9 @@ KEYS = {
     "validation_pack", "head_checkpoint", "laplace_posterior", "champion",
 }  # fmt: skip
 HEAVY = ("torch", "mlflow", "laplace", "segment_anything", "matplotlib", "torchvision", "pandas", "scipy")
+
+
+POOL = "ARROW_DEFAULT_MEMORY_POOL"
 
 
 def nodes():
@@ -50,6 +54,7 @@ def test_splits_and_training_splits_partition_the_graph():
 def test_no_definition_is_deprecated_by_dagster():
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="The `__fields__` attribute")  # Dagster's own, of pydantic
         dg.Definitions.validate_loadable(defs)
 
 
@@ -94,6 +99,14 @@ def test_the_code_location_loads_without_heavy_libraries():
     code = f"import sys, sam_laplace_assets.definitions; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_arrow_gives_memory_back_unless_somebody_wants_it_to_allocate_otherwise():
+    code = "import sam_laplace_assets.definitions, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    for wanted in ({}, {POOL: "mimalloc"}):
+        environment = {name: value for name, value in os.environ.items() if name != POOL} | wanted
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == wanted.get(POOL, "system")
 
 
 def test_steps_are_forked_from_a_process_that_has_imported_the_code_location():

@@ -140,7 +140,7 @@ def plan_active_prompting(
     posterior = PosteriorRun.open(project.posteriors / f"run_{champion.run_id}")
     refuse_other_sam(posterior, model, settings)
     player = Player(model, posterior, settings.prompt_generation.gaussian_sigma, design_of(tried))
-    samples = list(manifest)[:limit]
+    samples = manifest[:limit]
     names = [Run(strategy, seed).name for strategy in tried.strategies for seed in tried.seeds]
     items = [_item(sample, names, player.made_from) for sample in samples]
     group = grouping(settings.data)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from sam_laplace_assets.assets.splitting import assign_base_splits, refuse_content_of_other_splits, require_usable
 from sam_laplace_assets.domain.manifest import PARTITION_ROLES
-from sam_laplace_assets.domain.plan import Item, Plan, Report, digest
+from sam_laplace_assets.domain.plan import Item, Parts, Plan, Report, digest
 from sam_laplace_assets.overrides import FORCE, GO_ON, Overrides
 from sam_laplace_assets.partitions import known_splits, register_splits, require_split, splits
 from sam_laplace_assets.settings import DataSettings, Settings, load_settings
@@ -100,7 +100,7 @@ def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = Fals
             "or data.splits_file gives it none. Add samples, then materialise all_samples again.",
             allow_retries=False,
         )
-    items = [Item(row["safe_id"], {ROW: digest(row)}, RowOf(rows, at)) for at, row in enumerate(rows)]
+    items = [Item(row["safe_id"], Parts({ROW: digest(row)}), RowOf(rows, at)) for at, row in enumerate(rows)]
     return Plan(items, make=lambda item, parts: item.source, report=lambda records: report_rows(rows), force=force,
                 complete=everything.complete)  # fmt: skip
 
@@ -108,7 +108,7 @@ def plan_base_manifest(everything: AllSamples, split: str, *, force: bool = Fals
 def plan_scan(roots: SplitRoots, data: DataSettings, *, force: bool, finish: Any, report: Any) -> Plan:
     """A row for each file pair below two roots; files whose size and time are known are not read again."""
     found = _find(roots, data)
-    items = [Item(_key(one), {ROW: _looks(one, roots)}, one) for one in found]
+    items = [Item(_key(one), Parts({ROW: _looks(one, roots)}), one) for one in found]
 
     def make(item: Item, parts: frozenset[str]) -> Row | Passing:
         return read_row(item.source, images_root=roots.images_root, masks_root=roots.masks_root)

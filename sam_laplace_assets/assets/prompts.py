@@ -12,7 +12,7 @@ from sam_laplace_assets.domain.clicks import Mask
 from sam_laplace_assets.domain.geometry import resize_nearest
 from sam_laplace_assets.domain.interactive import INTERACTIVE_VERSION, draw_interactive_sets
 from sam_laplace_assets.domain.manifest import check_split_key
-from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
+from sam_laplace_assets.domain.plan import Item, Parts, Plan, Record, Report, digest
 from sam_laplace_assets.domain.prompts import PROMPTS_VERSION, PromptSet, draw_prompt_sets
 from sam_laplace_assets.overrides import FORCE, GO_ON, LIMIT, Overrides
 from sam_laplace_assets.partitions import splits
@@ -92,7 +92,7 @@ class TakenOver:
         return self.adopted.sets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PromptSource:
     """One sample, and how its prompt sets are drawn."""
 
@@ -134,9 +134,10 @@ def plan_prompt_sets(
     limit: int | None = None, max_failed_fraction: float = 0.0,
 ) -> Plan:  # fmt: skip
     """One item a sample; its provenance leaves the image's pixels out, since points depend on the mask alone."""
-    samples = list(manifest)[:limit]
-    sources = [source_of(sample, drawing(prompting, count=count), adopted or Adopted()) for sample in samples]
-    items = [Item(source.sample.key, {PART: digest(source.provenance)}, source) for source in sources]
+    samples = manifest[:limit]
+    drawn, taken = drawing(prompting, count=count), adopted or Adopted()
+    sources = [source_of(sample, drawn, taken) for sample in samples]
+    items = [Item(source.sample.key, Parts({PART: digest(source.provenance)}), source) for source in sources]
     return Plan(items, make=lambda item, parts: draw(item.source), report=lambda records: report(items, records),
                 max_failed_fraction=max_failed_fraction, force=force,
                 complete=manifest.complete and len(samples) == len(manifest))  # fmt: skip

@@ -6,7 +6,7 @@ from functools import partial
 import dagster as dg
 
 from sam_laplace_assets.assets.sam_answers import SamRecipe, SamSource, SamWork
-from sam_laplace_assets.domain.plan import Item, Plan, Record, Report, digest
+from sam_laplace_assets.domain.plan import Item, Parts, Plan, Record, Report, digest
 from sam_laplace_assets.domain.prompts import MAPS_VERSION
 from sam_laplace_assets.domain.sam import SAM_VERSION
 from sam_laplace_assets.overrides import FORCE, GO_ON, LIMIT, Overrides
@@ -43,7 +43,7 @@ def plan_sam_cache(
     limit: int | None = None,
 ) -> Plan:  # fmt: skip
     """One item a sample, with two parts a prompt set: another sigma makes the maps again, never the logits."""
-    samples = list(manifest)[:limit]
+    samples = manifest[:limit]
     recipe = recipe_of(model, settings)
     items = [item_of(SamSource(sample, prompts, recipe)) for sample in samples if sample.key in prompts.points]
     lacking = {sample.key: "it has no prompt sets; materialise prompt_sets again" for sample in samples
@@ -66,7 +66,8 @@ def sam_cache_elsewhere(settings: Settings, split: str) -> tuple[Plan, SamStore]
 
 def item_of(source: SamSource) -> Item:
     """What the cache shall hold of one sample."""
-    return Item(source.sample.key, {part: digest(made_from) for part, made_from in source.parts.items()}, source)
+    parts = {part: digest(made_from) for part, made_from in source.parts.items()}
+    return Item(source.sample.key, Parts(parts), source)
 
 
 def recipe_of(model: SamModel, settings: Settings) -> SamRecipe:

@@ -45,7 +45,7 @@ class SamRecipe:
     kept_as: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SamSource:
     """One sample, the prompts view, and how it is made; provenance is told when asked for, as there is much of it."""
 

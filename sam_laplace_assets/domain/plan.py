@@ -5,8 +5,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+DIGEST_BYTES = hashlib.sha256().digest_size
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -22,6 +24,35 @@ def digest_of_all(values: Iterable[Any]) -> str:
         found.update(f"{',' if at else ''}{_canonical(value)}".encode())
     found.update(b"]")
     return found.hexdigest()
+
+
+class Parts(Mapping[str, str]):
+    """Part -> digest, for items by the hundred thousand: equal names are there once, digests are held as bytes."""
+
+    __slots__ = ("_digests", "_places")
+
+    def __init__(self, parts: Mapping[str, str]) -> None:
+        self._places = _places(tuple(parts))
+        self._digests = bytes.fromhex("".join(parts.values()))
+
+    def __getitem__(self, part: str) -> str:
+        start = self._places[part]
+        return self._digests[start : start + DIGEST_BYTES].hex()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+@lru_cache(maxsize=1024)
+def _places(parts: tuple[str, ...]) -> Mapping[str, int]:
+    """Part -> where its digest begins."""
+    return {part: at * DIGEST_BYTES for at, part in enumerate(parts)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +267,9 @@ class Course:
 
 def missing(plan: Plan | Course, records: Mapping[str, Record]) -> list[tuple[Item, frozenset[str]]]:
     """The items of a plan that must be made, each with the parts that are missing or stale."""
-    if plan.force:
-        return [(item, frozenset(item.parts)) for item in plan.items]
-    lacking = ((item, lacks(records.get(item.key), item)) for item in plan.items)
-    return [(item, parts) for item, parts in lacking if parts]
+    lacking = ((item, lacks(None if plan.force else records.get(item.key), item)) for item in plan.items)
+    equal: dict[frozenset[str], frozenset[str]] = {}  # many items lack the same parts
+    return [(item, equal.setdefault(parts, parts)) for item, parts in lacking if parts]
 
 
 def lacks(record: Record | None, item: Item) -> frozenset[str]:

@@ -23,6 +23,7 @@ from sam_laplace_assets.domain.plan import Record
 from sam_laplace_assets.storage import tables
 
 VERSION = 1
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 FACTS = ("parts", "contents", "summary")
 SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "signature", *FACTS)])
 
@@ -36,17 +37,34 @@ class Entry:
 
 
 class Block:
-    """Rows of a ledger as they were read: JSON, of which one row at a time is decoded."""
+    """Rows of a ledger as they lie on disk: JSON, of which one row at a time is decoded."""
 
     __slots__ = ("_columns", "_last")
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self._columns = {name: batch.column(name) for name in FACTS}
+    def __init__(self, batch: pa.RecordBatch | None = None) -> None:
+        self._columns: dict[str, Any] = {name: [] if batch is None else batch.column(name) for name in FACTS}
         self._last: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._columns[FACTS[0]])
+
+    def add(self, record: Record) -> "StoredRecord":
+        """A record as one more row of a new block; once that is full, its rows are packed."""
+        for name in FACTS:
+            self._columns[name].append(_dump(getattr(record, name)))
+        stored = StoredRecord(self, len(self) - 1)
+        if self.full:
+            self._columns = {name: pa.array(column, pa.string()) for name, column in self._columns.items()}
+        return stored
+
+    @property
+    def full(self) -> bool:
+        """Whether there is room for no more rows."""
+        return len(self) >= tables.BLOCK
 
     def text(self, name: str, at: int) -> str:
         """A fact of a row as it lies on disk."""
-        return str(self._columns[name][at].as_py())
+        return str(self._columns[name][at])
 
     def value(self, name: str, at: int) -> dict[str, Any]:
         """A fact of a row; the last one of each kind is kept, since a row is asked for it many times in a run."""
@@ -92,6 +110,25 @@ class StoredRecord(Record):
         return repr(Record(self.parts, self.contents, self.summary))
 
 
+class Summaries(Mapping[str, Mapping[str, Any]]):
+    """Key -> facts that the next asset needs, of a ledger's entries, decoded when they are asked for."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self._entries = entries
+
+    def __getitem__(self, key: str) -> Mapping[str, Any]:
+        return self._entries[key].record.summary
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
 @dataclass
 class Ledger:
     """The entries of one partition, in the order of its plan."""
@@ -100,6 +137,7 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     complete: bool = False
     data_version: str = ""
+    _filling: Block = field(default_factory=Block, repr=False, compare=False)
 
     @classmethod
     def load(cls, path: Path) -> "Ledger":
@@ -113,6 +151,14 @@ class Ledger:
             return cls(path) if note is None else cls(path, _entries(path), note["complete"], note["data_version"])
         except (ValueError, KeyError):
             return cls(path)
+
+    def stored(self, record: Record) -> StoredRecord:
+        """A record as one that was read: its JSON in place of its facts. One thread at a time may ask."""
+        if isinstance(record, StoredRecord):
+            return record
+        if self._filling.full:
+            self._filling = Block()
+        return self._filling.add(record)
 
     def save(self) -> None:
         """Put the ledger on disk."""
@@ -131,7 +177,7 @@ def _texts(record: Record) -> tuple[str, ...]:
 
 
 def _dump(value: Mapping[str, Any]) -> str:
-    return json.dumps(dict(value), separators=(",", ":"))
+    return _encode(dict(value))
 
 
 def _entries(path: Path) -> dict[str, Entry]:

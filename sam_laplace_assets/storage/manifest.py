@@ -38,10 +38,11 @@ NOTHING: Row = {}
 
 
 class Rows(Sequence[Row]):
-    """Rows of a manifest as its table holds them: a tenth of what they take as dicts, made when they are asked for."""
+    """Rows of a manifest as its table holds them, made when they are asked for; dicts when they are gone through."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
+        self._columns = dict(zip(table.column_names, table.columns, strict=True))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -49,8 +50,7 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
-        return {name: column[at].as_py() for name, column in zip(SCHEMA.names, self.table.columns, strict=True)}
+        return tables.TableRow(self._columns, range(len(self))[index])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return tables.rows_of(self.table)
@@ -101,7 +101,7 @@ class Place:
         return self.table("assignments")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One valid sample of a split, whose files can be opened.
 
@@ -152,7 +152,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Manifest(Sequence[Sample]):
-    """The valid samples of one split, opened when they are asked for."""
+    """The valid samples of one split, opened when they are asked for; they hold no more than where their row is."""
 
     split: str
     rows: Sequence[Row]
@@ -164,10 +164,9 @@ class Manifest(Sequence[Sample]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
         return Sample(self.rows[index], self.images_root, self.masks_root)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (Sample(row, self.images_root, self.masks_root) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ class ManifestStore(RowStore):
     def write(self, item: Item, parts: frozenset[str], value: Row | RowOf | Passing) -> Record:
         """Take a row into the ledger; of one that the plan has anyway, only its digest."""
         if isinstance(value, RowOf):
-            return self._remember(item.key, "", Record(item.parts, item.parts, NOTHING))
+            return self._enter(item.key, "", Record(item.parts, item.parts, NOTHING))
         if isinstance(value, Passing):
             return self._remember(item.key, "", Record(NOTHING, NOTHING, value.row))
         return super().write(item, parts, value)

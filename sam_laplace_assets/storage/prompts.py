@@ -17,6 +17,7 @@ from typing import Any
 from sam_laplace_assets.domain.plan import Item, Record, digest
 from sam_laplace_assets.domain.prompts import PromptSet
 from sam_laplace_assets.storage import files
+from sam_laplace_assets.storage.ledger import Summaries
 from sam_laplace_assets.storage.store import FileStore, listing
 
 VERSION = 1
@@ -29,14 +30,14 @@ class Prompts:
     """The prompt sets of one split: what the ledger says of them, and the sets themselves when asked for."""
 
     folder: Path
-    points: dict[str, dict[str, str]]
+    points: Mapping[str, Mapping[str, str]]
     complete: bool
 
     @classmethod
     def open(cls, folder: Path, *, split: str) -> "Prompts":
         """The prompt sets in `folder`. Raises `NotMade` if they were never drawn."""
         ledger = listing(ledger_path(folder), name=f"prompt_sets[{split}]")
-        return cls(folder, {key: dict(entry.record.summary) for key, entry in ledger.entries.items()}, ledger.complete)
+        return cls(folder, Summaries(ledger.entries), ledger.complete)
 
     def read(self, key: str) -> tuple[PromptSet, ...]:
         """The prompt sets of one sample.

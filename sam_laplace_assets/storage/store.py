@@ -92,7 +92,13 @@ class LedgerStore:
         return Entry(entry.signature, entry.record.of(item))
 
     def _remember(self, key: str, signature: str, record: Record) -> Record:
-        """Take an item that was written into the ledger, which is saved now and then, as one in the making."""
+        """Take an item that was written into the ledger, in the form that takes the least memory."""
+        with self._lock:
+            stored = self._ledger.stored(record)
+        return self._enter(key, signature, stored)
+
+    def _enter(self, key: str, signature: str, record: Record) -> Record:
+        """Take an item into the ledger, which is saved now and then, as one in the making."""
         with self._lock:
             self._ledger.entries[key] = Entry(signature, record)
             if time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:

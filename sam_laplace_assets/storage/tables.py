@@ -26,7 +26,7 @@ UNSEALED = "0" * 64
 """What stands for the digest of a Parquet file where it is to be put."""
 PIECE = 1 << 20
 """Bytes of a file that are read at once."""
-BLOCK = 1 << 10
+BLOCK = 1 << 8
 """Rows that are held as Python values at once."""
 SECONDS_BETWEEN_RENAMES = 0.05
 
@@ -87,6 +87,27 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
         columns = [column.to_pylist() for column in batch.columns]
         for values in zip(*columns, strict=True):
             yield dict(zip(table.column_names, values, strict=True))
+
+
+class TableRow(Mapping[str, Any]):
+    """A row of a table, whose values are made when they are asked for: a twentieth of what it takes as a dict."""
+
+    __slots__ = ("_at", "_columns")
+
+    def __init__(self, columns: Mapping[str, pa.ChunkedArray], at: int) -> None:
+        self._columns, self._at = columns, at
+
+    def __getitem__(self, name: str) -> Any:
+        return self._columns[name][self._at].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 def columns_digest(table: pa.Table) -> str:

@@ -1,14 +1,17 @@
 """The whole SAM stage, files written: against the plain route, and against its own arithmetic."""
 
+import shutil
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from sam_laplace_assets_tests.benchmarks.harness import CONFIDENCE, Benchmark, Row, paired
+from sam_laplace_assets_tests.benchmarks.harness import CONFIDENCE, Benchmark, Row, median_interval, paired
 from sam_laplace_assets_tests.benchmarks.staging import PHOTO, SETS, Stage, demo, difference, mask_ious, photos, tiny
 
 PHOTOS = 2
@@ -133,29 +136,37 @@ def toy(rounds: int) -> list[Row]:
 
 
 def memory(rounds: int) -> list[Row]:
-    """Peak memory of many images against few."""
-    peaks = {count: _peak(count) for count in sorted({count for pair in FEW_AND_MANY for count in pair})}
+    """Peak memory of many images against few, each time in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = sorted({count for pair in FEW_AND_MANY for count in pair})
+        peaks = {count: _peaks(Path(folder) / str(count), count, rounds) for count in counts}
     return [_compared(few, many, peaks[few], peaks[many]) for few, many in FEW_AND_MANY]
 
 
-def _compared(few: int, many: int, of_few: float, of_many: float) -> Row:
+def _compared(few: int, many: int, of_few: Sequence[float], of_many: Sequence[float]) -> Row:
+    ratios = [more / less for more, less in zip(of_many, of_few, strict=True)]
+    low, high, confidence = median_interval(ratios)
     return Row(
         f"peak memory of sam_cache, {many} images", f"peak memory of sam_cache of {many:,} images, the toy SAM",
-        f"that of {few:,} images", of_many / of_few, None, None, 1.05, "lower",
-        notes={"few_MiB": round(of_few / 2**20), "many_MiB": round(of_many / 2**20)},
+        f"that of {few:,} images", median(ratios), (low, high), confidence, 1.05, "lower", rounds=len(ratios),
+        notes={"few_MiB": round(median(of_few) / 2**20), "many_MiB": round(median(of_many) / 2**20)},
     )  # fmt: skip
 
 
-def _peak(count: int) -> float:
-    """Bytes of memory that a fresh process had at most, in which sam_cache of so many images was made."""
-    with tempfile.TemporaryDirectory() as folder:
-        stage = tiny(Path(folder), count)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            return process.submit(_run_tiny, stage).result()
+def _peaks(folder: Path, count: int, rounds: int) -> list[float]:
+    """Bytes of memory that fresh processes had at most, each of which made the sam_cache of the same images."""
+    folder.mkdir()
+    stage = tiny(folder, count)
+    return [_in_fresh_process(stage) for _ in range(rounds)]
+
+
+def _in_fresh_process(stage: Stage) -> float:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_run_tiny, stage).result()
 
 
 def _run_tiny(stage: Stage) -> float:
-    stage.run(stage.model())
+    shutil.rmtree(stage.run(stage.model()))
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 

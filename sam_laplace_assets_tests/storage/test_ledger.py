@@ -1,9 +1,12 @@
+import tracemalloc
+
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_laplace_assets.domain.plan import Item, Record
+from sam_laplace_assets.domain.plan import Item, Record, digest
 from sam_laplace_assets.storage import files, ledger, tables
 from sam_laplace_assets.storage.ledger import Entry, Ledger
 from sam_laplace_assets_tests.storage.fakes import cut, flip
@@ -53,6 +56,33 @@ def test_a_record_that_was_read_serves_as_any_other(tmp_path):
     assert record.lacks(Item("key 0", {"part": "a", "other": "x"})) == {"other"}
     assert record.of(Item("key 0", {})) == Record({}, {}, {"fact": 1})
     assert "fact" in repr(record)
+
+
+def test_records_are_held_as_they_lie_on_disk_in_less_than_half_the_memory(tmp_path):
+    made = [of_ten_sets(at) for at in range(5 * tables.BLOCK // 2)]
+    kept = Ledger(tmp_path / "l.parquet")
+    tracemalloc.start()
+    arrow = pa.total_allocated_bytes()
+    stored = [kept.stored(record) for record in made]
+    taken = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow
+    tracemalloc.stop()
+    tracemalloc.start()
+    again = [of_ten_sets(at) for at in range(len(made))]
+    plain = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert stored == made == again
+    assert kept.stored(stored[5]) is stored[5]
+    assert taken < plain / 2
+    kept.entries = {f"{at}": Entry("", record) for at, record in enumerate(stored)}
+    kept.save()
+    assert [entry.record for entry in Ledger.load(kept.path).entries.values()] == made
+
+
+def of_ten_sets(at):
+    names = [f"{number:04d}/{kind}" for number in range(10) for kind in ("logits", "maps")]
+    parts, contents = ({name: digest([name, at, of]) for name in names} for of in ("parts", "contents"))
+    summary = {f"{number:04d}": {"k_pairs": number, "image_digest": digest([number, at])} for number in range(10)}
+    return Record(parts, contents, summary)
 
 
 @pytest.mark.parametrize("harm", [cut, lambda path: flip(path, at=400), lambda path: path.write_bytes(b"")])

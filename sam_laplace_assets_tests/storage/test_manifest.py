@@ -55,6 +55,8 @@ def test_only_valid_samples_are_opened(place, tmp_path):
     opened = open_manifest(place, "all_samples", images_root=tmp_path, masks_root=tmp_path)
     assert [sample.key for sample in opened] == sorted(KEYS)
     assert (len(opened), opened[0].sample_id, opened[0].size) == (3, "cat/1", (9, 8))
+    assert opened[1:] == list(opened)[1:]
+    assert opened[:None] == list(opened)
 
 
 def test_a_manifest_that_was_never_made_is_named(place):
