@@ -152,17 +152,29 @@ def row_sums(each: RowPass, *, approx: str) -> RowSums:
     """What one row adds to the curvature, float64, in one pass over its pixels."""
     weights = bernoulli_variance(each.logits).flatten().double()
     errors = residuals(each.logits, each.masks).flatten().double()
-    n_parameters = each.features.shape[1] + 1
-    hessian = weights.new_zeros((n_parameters,) * (1 if approx == "diagonal" else 2))
-    score = weights.new_zeros(n_parameters)
-    chunks = (torch.split(whole, CHUNK_PIXELS) for whole in (pixel_features(each.features), weights, errors))
+    features = pixel_features(each.features)
+    score, curved, mixed = (weights.new_zeros(features.shape[1]) for _ in range(3))
+    gram = torch.outer(curved, curved)
+    in_double = weights.new_empty(CHUNK_PIXELS, features.shape[1])
+    chunks = (torch.split(whole, CHUNK_PIXELS) for whole in (features, weights, errors))
     for pixels, weight, error in zip(*chunks, strict=True):
-        J = pixels.new_ones(len(pixels), n_parameters, dtype=torch.float64)
-        J[:, :-1] = pixels
-        score += error @ J
-        hessian += weight @ J.square() if approx == "diagonal" else (J * weight[:, None]).T @ J
+        x = in_double[: len(pixels)].copy_(pixels)
+        score += error @ x
+        if approx == "diagonal":
+            curved += weight @ x.square_()
+        else:
+            mixed += weight @ x
+            gram += (x * weight[:, None]).T @ x
+    bias = weights.sum()[None]
+    hessian = torch.cat([curved, bias]) if approx == "diagonal" else _bordered(gram, mixed, bias)
+    score = torch.cat([score, errors.sum()[None]])
     nll = binary_nll(each.logits, each.masks).sum(dtype=torch.float64)
     return RowSums(hessian, score, nll, each.masks.numel())
+
+
+def _bordered(gram: Tensor, mixed: Tensor, bias: Tensor) -> Tensor:
+    """(C + 1, C + 1) with the bias as the last parameter, of the sums for the weights, for both, and for the bias."""
+    return torch.cat([torch.cat([gram, mixed[:, None]], 1), torch.cat([mixed, bias])[None]])
 
 
 def score_covariance(scores: Tensor) -> Tensor:

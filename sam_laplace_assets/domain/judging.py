@@ -11,7 +11,7 @@ from sam_laplace_assets.domain.calibration import NoScale, Scale
 from sam_laplace_assets.domain.curvature import Curvature, spectrum
 from sam_laplace_assets.domain.finite import refuse_not_finite
 from sam_laplace_assets.domain.last_layer import RowPass, over_rows, pixel_features
-from sam_laplace_assets.domain.metrics import binary_nll
+from sam_laplace_assets.domain.metrics import signed_nll
 from sam_laplace_assets.domain.pack import Progress, Rows
 from sam_laplace_assets.domain.posterior import refuse_foreign
 from sam_laplace_assets.domain.predictive import probit_logits
@@ -81,14 +81,21 @@ class Judged:
     Attributes:
         map_nll: NLL of the head without a posterior, nats, a mean over pixels.
         nll: of the probit predictive of each, likewise.
-        scales: the logit scale of each; None where there is none.
+        histogram: of the pixels under each, for their logit scales.
         details: empty where they were not asked for.
     """
 
     map_nll: float
     nll: tuple[float, ...]
-    scales: tuple[Scale | None, ...]
+    histogram: PredictiveHistogram
     details: Details
+
+    def scale(self, g: int) -> Scale | None:
+        """The logit scale of posterior g; None where there is none."""
+        try:
+            return anchored(self.histogram.best(g), self.nll[g])
+        except NoScale:
+            return None
 
 
 def judge(
@@ -180,7 +187,8 @@ def _judge_row(each: RowPass, forms: Sequence[Form], *, in_detail: bool) -> _Jud
     for mean, truth, some in zip(*(torch.split(whole, CHUNK_PIXELS) for whole in (logits, masks, pixels)), strict=True):
         variances.append(_all_variances(forms, some))
         probit = probit_logits(mean, variances[-1])
-        nlls.append(binary_nll(torch.cat([mean[None], probit]), truth).sum(1))
+        signs = truth.to(mean.dtype).mul_(2).sub_(1)  # once for all posteriors, where binary_nll would choose for each
+        nlls.append(signed_nll(torch.cat([mean[None], probit]) * signs).sum(1))
         if in_detail:
             gaps.append(_gaps(probit, truth))
     whole = torch.cat(variances, dim=1)
@@ -220,9 +228,8 @@ class _Tally:
 
     def judged(self) -> Judged:
         map_nll, *nll = (self.nll / self.n_pixels).tolist()
-        scales = tuple(_scale(self.histogram, g, value) for g, value in enumerate(nll))
         details = NO_DETAILS if self.details is None else _means(self.details, self.n_pixels)
-        return Judged(map_nll, tuple(nll), scales, details)
+        return Judged(map_nll, tuple(nll), self.histogram, details)
 
 
 def _means(sums: Sequence[_DetailSums], n_pixels: int) -> Details:
@@ -236,13 +243,6 @@ def _all_variances(forms: Sequence[Form], pixels: Tensor) -> Tensor:
     """(G, n) float64 under all posteriors, of pixels with features (n, C)."""
     double = pixels.double()
     return torch.cat([form.logit_variances(double) for form in forms])
-
-
-def _scale(histogram: PredictiveHistogram, g: int, nll: float) -> Scale | None:
-    try:
-        return anchored(histogram.best(g), nll)
-    except NoScale:
-        return None
 
 
 def _drawn_pixels(row: int, n: int, *, device: torch.device) -> Tensor:

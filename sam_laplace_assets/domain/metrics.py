@@ -62,7 +62,12 @@ def binary_nll(logits: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (B, H, W) in the logits' dtype; any common shape works.
     """
-    return -functional.logsigmoid(torch.where(masks, logits, -logits))
+    return signed_nll(torch.where(masks, logits, -logits))
+
+
+def signed_nll(logits: Tensor) -> Tensor:
+    """`binary_nll` of logits that are signed towards the truth, same shape."""
+    return -functional.logsigmoid(logits)
 
 
 def binary_entropy(logits: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def tune_prior_precision(
         if prior == "grid"
         else most_likely_prior(evidence, judged.nll[0], map_nll=judged.map_nll)
     )
-    return Tuned(search, judged.scales[grid.index(search.chosen)])
+    return Tuned(search, judged.scale(grid.index(search.chosen)))
 
 
 def most_likely_prior(evidence: Evidence, val_nll: float, *, map_nll: float) -> PriorSearch:

@@ -62,10 +62,10 @@ class PredictiveHistogram:
         """Count pixels: their means (n,) and masks (n,) bool, and their variance under each posterior (G, n)."""
         magnitudes = mean.abs().double()
         wrong = (mean > 0) != masks
-        column = _bin(magnitudes, digits=MEAN_DIGITS, octaves=MEAN_OCTAVES) + MEAN_BINS * wrong
+        column = _bin(magnitudes, digits=MEAN_DIGITS, octaves=MEAN_OCTAVES).add_(MEAN_BINS * wrong).mul_(VARIANCE_BINS)
         ones = torch.ones_like(magnitudes)
         for g, each in enumerate(variance.double()):
-            cells = column * VARIANCE_BINS + _bin(each, digits=VARIANCE_DIGITS, octaves=VARIANCE_OCTAVES)
+            cells = _bin(each, digits=VARIANCE_DIGITS, octaves=VARIANCE_OCTAVES).add_(column)
             for table, values in ((self.counts, ones), (self.means, magnitudes), (self.variances, each)):
                 table[g].scatter_add_(0, cells, values)
 

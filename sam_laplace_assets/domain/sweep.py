@@ -161,7 +161,7 @@ def _forms(fits: Sequence[_Fit]) -> list[Form]:
 
 
 def _swept(fit: _Fit, judged: Judged, i: int) -> Swept:
-    one, scale, details = fit.configuration, judged.scales[i], judged.details
+    one, scale, details = fit.configuration, judged.scale(i), judged.details
     return Swept(
         approx=one.approx,
         likelihood_temperature=_shown(one.likelihood_temperature),

@@ -47,9 +47,10 @@ def test_each_posterior_is_judged_as_alone():
         assert found.details.mean_variance[i].item() == pytest.approx(alone.variance.double().mean().item(), rel=1e-5)
         information = quantities(alone.mean, alone.variance).mutual_information.mean().item()
         assert found.details.mean_information[i].item() == pytest.approx(information, rel=1e-4)  # rows of 240 pixels
-        scaled = score(HEAD, laplace, VALIDATION, logit_scale=found.scales[i].value, **PASSES)
-        assert found.scales[i].nll_after == pytest.approx(scaled.posterior_nll.mean(), abs=5e-6)
-        assert found.scales[i].nll_after <= found.nll[i]
+        scale = found.scale(i)
+        scaled = score(HEAD, laplace, VALIDATION, logit_scale=scale.value, **PASSES)
+        assert scale.nll_after == pytest.approx(scaled.posterior_nll.mean(), abs=5e-6)
+        assert scale.nll_after <= found.nll[i]
 
 
 def test_without_details_the_rest_is_the_same():
