@@ -1,6 +1,10 @@
 """The code location: assets, checks, jobs, sensors and resources."""
 
+import gc
+
 import dagster as dg
+
+gc.freeze()  # Dagster stays: without this, each collection while the rest is imported walks through all of it
 
 from sam_laplace_assets.alerting import send_alerts
 from sam_laplace_assets.assets.graph import ASSETS
