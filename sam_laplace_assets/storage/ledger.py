@@ -50,8 +50,8 @@ class Block:
 
     def add(self, record: Record) -> "StoredRecord":
         """A record as one more row of a new block; once that is full, its rows are packed."""
-        for name in FACTS:
-            self._columns[name].append(_dump(getattr(record, name)))
+        for name, text in zip(FACTS, _texts(record), strict=True):
+            self._columns[name].append(text)
         stored = StoredRecord(self, len(self) - 1)
         if self.full:
             self._columns = {name: pa.array(column, pa.string()) for name, column in self._columns.items()}

@@ -78,6 +78,13 @@ def test_records_are_held_as_they_lie_on_disk_in_less_than_half_the_memory(tmp_p
     assert [entry.record for entry in Ledger.load(kept.path).entries.values()] == made
 
 
+def test_a_record_that_is_no_json_leaves_the_others_as_they_were(tmp_path):
+    kept = Ledger(tmp_path / "l.parquet")
+    with pytest.raises(TypeError):
+        kept.stored(Record({"part": "a"}, {"part": {1, 2}}))
+    assert kept.stored(of_ten_sets(1)) == of_ten_sets(1)
+
+
 def of_ten_sets(at):
     names = [f"{number:04d}/{kind}" for number in range(10) for kind in ("logits", "maps")]
     parts, contents = ({name: digest([name, at, of]) for name in names} for of in ("parts", "contents"))
